@@ -1,0 +1,3 @@
+//! The HSMs.
+mod types;
+pub use types::*;

@@ -1,0 +1,189 @@
+//! What crosses the boundary of `hsm`: plain data, never a handle, so that a
+//! member may one day be a process of its own.
+
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+/// An elliptic curve of ECDSA and ECDH keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Curve {
+    /// NIST P-256 (secp256r1).
+    P256,
+    /// NIST P-384.
+    P384,
+    /// NIST P-521.
+    P521,
+    /// SEC 2 secp256k1.
+    Secp256k1,
+}
+
+/// A parameter set of ML-DSA (FIPS 204).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the standard's own names")]
+pub enum MlDsa {
+    MlDsa44,
+    MlDsa65,
+    MlDsa87,
+}
+
+/// The kind of a key's material.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Material {
+    /// AES-256.
+    Aes256,
+    /// A generic secret for HMAC, its length in bytes.
+    Generic(u16),
+    /// An RSA key pair, its modulus in bits.
+    Rsa(u16),
+    /// A key pair on a Weierstrass curve.
+    Ec(Curve),
+    /// An Ed25519 key pair (RFC 8032).
+    Ed25519,
+    /// An ML-DSA key pair.
+    MlDsa(MlDsa),
+}
+
+/// What a key may be used for; one of them, as in KMS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Use {
+    /// AES-GCM, or RSA-OAEP decryption.
+    Encrypt,
+    /// Signatures.
+    Sign,
+    /// HMAC.
+    Mac,
+    /// ECDH.
+    Agree,
+}
+
+/// A hash function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the standard's own names")]
+pub enum Hash {
+    Sha1,
+    Sha224,
+    Sha256,
+    Sha384,
+    Sha512,
+}
+
+/// How a signature is made. RSA and ECDSA schemes take the digest, the others
+/// the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// RSASSA-PSS (RFC 8017, 8.1), MGF1 with the same hash, salt as long as it.
+    RsaPss(Hash),
+    /// RSASSA-PKCS1-v1_5 (RFC 8017, 8.2).
+    RsaPkcs1(Hash),
+    /// ECDSA (FIPS 186-5); the signature is DER.
+    Ecdsa,
+    /// Ed25519 (RFC 8032).
+    Ed25519,
+    /// ML-DSA (FIPS 204), empty context.
+    MlDsa,
+}
+
+/// One thing that a member can or cannot do with one kind of material; the
+/// self-test tries each of them when a member is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Capability {
+    /// Generate, and wrap and unwrap unless the material is resident only.
+    Make(Material),
+    /// AES-256-GCM, 96-bit IV, 128-bit tag.
+    AesGcm,
+    /// RSA-OAEP decryption with this hash (and MGF1 with it).
+    OaepDecrypt(Hash),
+    /// A signature with this material.
+    Sign(Material, Scheme),
+    /// HMAC with this hash.
+    Mac(Hash),
+    /// ECDH on this curve.
+    Agree(Curve),
+}
+
+/// 32 random bytes that name a backing key: its CKA_ID where it is a token
+/// object, and KMS's KeyMaterialId in hex.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackingId(pub [u8; 32]);
+
+/// Where a backing key lives.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Home {
+    /// In the store, wrapped under the wrapping key of this CKA_ID
+    /// (CKM_AES_KEY_WRAP_PAD, RFC 5649).
+    Wrapped {
+        /// CKA_ID of the wrapping key.
+        by: BackingId,
+        /// What C_WrapKey returned.
+        blob: Arc<[u8]>,
+    },
+    /// In the tokens, an object with the backing key's id as its CKA_ID.
+    Resident,
+}
+
+/// What an HSM must know of a backing key to use it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct KeyRef {
+    /// Its name.
+    pub id: BackingId,
+    /// Its kind.
+    pub material: Material,
+    /// What it may be used for.
+    pub usage: Use,
+    /// Where it lives.
+    pub home: Home,
+}
+
+/// A backing key that was just made.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// The key.
+    pub key: KeyRef,
+    /// DER SubjectPublicKeyInfo of a key pair.
+    pub public_key: Option<Vec<u8>>,
+}
+
+/// AES-GCM's output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// The IV that was used: the caller's, or the one the HSM wrote.
+    pub iv: [u8; 12],
+    /// Ciphertext, then the 16-byte tag.
+    pub ciphertext: Vec<u8>,
+}
+
+/// A key pair for GenerateDataKeyPair.
+pub struct DataKeyPair {
+    /// DER PrivateKeyInfo (PKCS #8, RFC 5958).
+    pub private_key: Zeroizing<Vec<u8>>,
+    /// DER SubjectPublicKeyInfo.
+    pub public_key: Vec<u8>,
+}
+
+/// Why an HSM did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HsmError {
+    /// The input does not fit the key: a wrong tag, padding or point. One
+    /// answer for every such cause.
+    #[error("the HSM refused the input")]
+    Input,
+    /// No member that serves can do this kind of work.
+    #[error("no member of the cluster can do this: {0}")]
+    Unsupported(String),
+    /// No member serves now.
+    #[error("no member of the cluster serves: {0}")]
+    Unavailable(String),
+    /// The key's object is in no serving member.
+    #[error("the key is not in the HSM: {0}")]
+    Missing(String),
+    /// Queues are full.
+    #[error("every member of the cluster is busy")]
+    Busy,
+    /// The deadline passed first.
+    #[error("the HSM did not answer in time")]
+    Deadline,
+    /// The HSM failed and its canary does not blame the caller.
+    #[error("the HSM failed: {0}")]
+    Device(String),
+}

@@ -1,0 +1,5 @@
+//! Strongroom: an AWS-KMS-grade key service on your own PKCS#11 HSMs.
+
+pub mod error;
+pub mod hsm;
+pub mod store;
