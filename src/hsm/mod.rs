@@ -1,3 +1,5 @@
 //! The HSMs.
+mod settings;
 mod types;
+pub use settings::*;
 pub use types::*;
