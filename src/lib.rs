@@ -3,4 +3,6 @@
 pub mod caller;
 pub mod error;
 pub mod hsm;
+pub mod proto;
 pub mod store;
+pub mod wire;

@@ -1,0 +1,329 @@
+//! Compiles `proto/` and writes, from its descriptors and options, what every
+//! message needs beyond its wire form: its limits, its form in a CloudTrail
+//! record, and a Debug output without secrets.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use heck::{ToLowerCamelCase, ToShoutySnakeCase};
+use prost::Message as _;
+use prost_reflect::{
+    Cardinality, DescriptorPool, DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor,
+    Value,
+};
+
+type Error = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Error> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    protobuf(&out)
+}
+
+fn protobuf(out: &Path) -> Result<(), Error> {
+    println!("cargo:rerun-if-changed=proto");
+    let files: Vec<String> = ["options", "kms", "cloudtrail", "hsm", "admin"]
+        .iter()
+        .map(|package| format!("strongroom/{package}/v1/{package}.proto"))
+        .collect();
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).include_source_info(true).open_files(&files)?;
+    let set = compiler.encode_file_descriptor_set();
+    fs::write(out.join("descriptors.bin"), &set)?;
+    let pool = DescriptorPool::decode(set.as_slice())?;
+    prost_build::Config::new()
+        .skip_debug(["."])
+        .enum_attribute(".", "#[derive(Debug)]")
+        .include_file("messages.rs")
+        .compile_fds(prost_types_set(&set)?)?;
+    fs::write(out.join("forms.rs"), Forms::new(&pool)?.write()?)?;
+    Ok(())
+}
+
+fn prost_types_set(set: &[u8]) -> Result<prost_types::FileDescriptorSet, Error> {
+    Ok(prost_types::FileDescriptorSet::decode(set)?)
+}
+
+/// Writes the implementations of `crate::wire`'s traits.
+struct Forms<'a> {
+    pool: &'a DescriptorPool,
+    patterns: BTreeMap<String, String>,
+    code: String,
+}
+
+impl<'a> Forms<'a> {
+    fn new(pool: &'a DescriptorPool) -> Result<Self, Error> {
+        Ok(Forms { pool, patterns: BTreeMap::new(), code: String::new() })
+    }
+
+    fn write(mut self) -> Result<String, Error> {
+        let ours = |package: &str| package.starts_with("strongroom.") && package != "strongroom.options.v1";
+        let pool = self.pool;
+        for message in pool.all_messages().filter(|m| ours(m.package_name()) && !m.is_map_entry()) {
+            self.message(&message)?;
+        }
+        for each in pool.all_enums().filter(|e| ours(e.package_name())) {
+            self.text(&each)?;
+        }
+        for (pattern, name) in &self.patterns {
+            let anchored = format!("^(?:{})$", rust_pattern(pattern));
+            writeln!(
+                self.code,
+                "static {name}: Pattern = Pattern {{ text: {pattern:?}, compiled: LazyLock::new(|| Regex::new({anchored:?}).ok()) }};"
+            )?;
+        }
+        Ok(self.code)
+    }
+
+    fn message(&mut self, message: &MessageDescriptor) -> Result<(), Error> {
+        let path = rust_path(message.package_name(), message.name());
+        let (mut checks, mut entries) = (String::new(), String::new());
+        for field in message.fields() {
+            self.check(&mut checks, &field)?;
+            self.entry(&mut entries, &field)?;
+        }
+        writeln!(
+            self.code,
+            "impl Checked for {path} {{ #[allow(unused_variables, reason = \"not every message has limits\")]
+             fn check(&self, at: &At<'_>, found: &mut Violations) {{ {checks} }} }}
+             impl Serialize for Event<'_, {path}> {{
+             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {{
+             #[allow(unused_mut, reason = \"not every message has members\")]
+             let mut map = serializer.serialize_map(None)?; {entries} map.end() }} }}
+             impl std::fmt::Debug for {path} {{
+             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {{ Event(self).debug(f) }} }}"
+        )?;
+        Ok(())
+    }
+
+    /// The limits of one field.
+    fn check(&mut self, code: &mut String, field: &FieldDescriptor) -> Result<(), Error> {
+        let limits = self.limits(field);
+        let (rust, name) = (field.name(), event_name(self.pool, field));
+        if field.is_map() {
+            return Ok(());
+        }
+        if field.is_list() {
+            self.bounds(
+                code,
+                &limits,
+                "length",
+                &format!("self.{rust}.len()"),
+                &format!("at.list({name:?}, self.{rust}.len())"),
+            )?;
+            let mut inner = String::new();
+            self.value(
+                &mut inner,
+                field,
+                &limits.each.as_deref().cloned().unwrap_or_default(),
+                "at.entry(NAME, index)".replace("NAME", &format!("{name:?}")).as_str(),
+            )?;
+            if !inner.is_empty() {
+                writeln!(code, "for (index, value) in self.{rust}.iter().enumerate() {{ {inner} }}")?;
+            }
+            return Ok(());
+        }
+        let mut inner = String::new();
+        self.value(&mut inner, field, &limits, &format!("at.member({name:?})"))?;
+        let absent =
+            if limits.required { format!("found.null(&at.member({name:?}))") } else { "()".to_owned() };
+        if limits.required || !inner.is_empty() {
+            writeln!(
+                code,
+                "match &self.{rust} {{ None => {absent}, Some(value) => {{ let _ = value; {inner} }} }}"
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The limits of one value, `value`.
+    fn value(
+        &mut self,
+        code: &mut String,
+        field: &FieldDescriptor,
+        limits: &Limits,
+        at: &str,
+    ) -> Result<(), Error> {
+        match field.kind() {
+            Kind::String => {
+                self.bounds(code, limits, "length", "value.chars().count()", &format!("{at}.text(value)"))?;
+                if let Some(pattern) = &limits.pattern {
+                    let next = format!("PATTERN_{}", self.patterns.len());
+                    let name = self.patterns.entry(pattern.clone()).or_insert(next).clone();
+                    writeln!(code, "found.pattern(|| {at}.text(value), value, &{name});")?;
+                }
+            }
+            Kind::Bytes => self.bounds(code, limits, "length", "value.len()", &format!("{at}.hidden()"))?,
+            Kind::Int32 | Kind::Int64 => {
+                self.bounds(code, limits, "value", "*value", &format!("{at}.text(&value.to_string())"))?;
+            }
+            Kind::Enum(each) => {
+                let path = rust_path(each.package_name(), each.name());
+                writeln!(code, "found.value_set::<{path}>(|| {at}.text(&value.to_string()), *value);")?;
+            }
+            Kind::Message(inner) if inner.package_name().starts_with("strongroom.") => {
+                writeln!(code, "value.check(&{at}, found);")?;
+            }
+            _ => (),
+        }
+        Ok(())
+    }
+
+    fn bounds(
+        &self,
+        code: &mut String,
+        limits: &Limits,
+        what: &str,
+        value: &str,
+        at: &str,
+    ) -> Result<(), Error> {
+        for (bound, least) in [(limits.min, true), (limits.max, false)] {
+            if let Some(bound) = bound {
+                writeln!(code, "found.bound(|| {at}, {value} as i64, {bound}, {least}, {what:?});")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One entry of the event form. Bytes and secrets have none.
+    fn entry(&self, code: &mut String, field: &FieldDescriptor) -> Result<(), Error> {
+        let (rust, name) = (field.name(), event_name(self.pool, field));
+        if self.flag(field, "secret") || field.kind() == Kind::Bytes {
+            return Ok(());
+        }
+        let wrap = |value: &str| match field.kind() {
+            Kind::Enum(each) => {
+                format!("enum_text::<{}>(*{value})", rust_path(each.package_name(), each.name()))
+            }
+            Kind::Message(inner) if inner.full_name() == "google.protobuf.Timestamp" => {
+                format!("EventTime({value})")
+            }
+            Kind::Message(_) => format!("Event({value})"),
+            _ => value.to_owned(),
+        };
+        if field.is_map() {
+            writeln!(
+                code,
+                "if !self.0.{rust}.is_empty() {{ map.serialize_entry({name:?}, &Sorted(&self.0.{rust}))?; }}"
+            )?;
+        } else if field.cardinality() == Cardinality::Repeated {
+            writeln!(
+                code,
+                "if !self.0.{rust}.is_empty() {{ map.serialize_entry({name:?}, &self.0.{rust}.iter().map(|value| {}).collect::<Vec<_>>())?; }}",
+                wrap("value")
+            )?;
+        } else {
+            writeln!(
+                code,
+                "if let Some(value) = &self.0.{rust} {{ map.serialize_entry({name:?}, &{})?; }}",
+                wrap("value")
+            )?;
+        }
+        Ok(())
+    }
+
+    /// An enum's texts, as AWS writes them.
+    fn text(&mut self, each: &EnumDescriptor) -> Result<(), Error> {
+        let path = rust_path(each.package_name(), each.name());
+        let prefix = format!("{}_", each.name().to_shouty_snake_case());
+        let extension =
+            self.pool.get_extension_by_name("strongroom.options.v1.text").ok_or("no option text")?;
+        let (mut names, mut texts) = (String::new(), String::new());
+        for value in each.values().filter(|value| value.number() != 0) {
+            let options = value.options();
+            let text = match options.get_extension(&extension).as_str() {
+                Some(text) if !text.is_empty() => text.to_owned(),
+                _ => value
+                    .name()
+                    .strip_prefix(&prefix)
+                    .ok_or_else(|| format!("{} lacks its prefix {prefix}", value.name()))?
+                    .to_owned(),
+            };
+            write!(names, "{} => {text:?},", value.number())?;
+            write!(texts, "({text:?}, {}),", value.number())?;
+        }
+        writeln!(
+            self.code,
+            "impl Text for {path} {{
+             const TEXTS: &'static [(&'static str, i32)] = &[{texts}];
+             fn text_of(number: i32) -> Option<&'static str> {{ Some(match number {{ {names} _ => return None }}) }}
+             fn number(self) -> i32 {{ self as i32 }} }}"
+        )?;
+        Ok(())
+    }
+
+    fn limits(&self, field: &FieldDescriptor) -> Limits {
+        let options = field.options();
+        self.pool
+            .get_extension_by_name("strongroom.options.v1.is")
+            .filter(|extension| options.has_extension(extension))
+            .and_then(|extension| options.get_extension(&extension).as_message().map(Limits::read))
+            .unwrap_or_default()
+    }
+
+    fn flag(&self, field: &FieldDescriptor, option: &str) -> bool {
+        let options = field.options();
+        self.pool
+            .get_extension_by_name(&format!("strongroom.options.v1.{option}"))
+            .is_some_and(|extension| options.get_extension(&extension).as_bool() == Some(true))
+    }
+}
+
+/// `strongroom.options.v1.Constraint`.
+#[derive(Clone, Default)]
+struct Limits {
+    required: bool,
+    min: Option<i64>,
+    max: Option<i64>,
+    pattern: Option<String>,
+    each: Option<Box<Limits>>,
+}
+
+impl Limits {
+    fn read(message: &DynamicMessage) -> Self {
+        let value = |name: &str| {
+            message
+                .has_field_by_name(name)
+                .then(|| message.get_field_by_name(name))
+                .flatten()
+                .map(|v| v.into_owned())
+        };
+        Limits {
+            required: value("required").and_then(|v| v.as_bool()).unwrap_or(false),
+            min: value("min").and_then(|v| v.as_i64()),
+            max: value("max").and_then(|v| v.as_i64()),
+            pattern: value("pattern").and_then(|v| v.as_str().map(str::to_owned)),
+            each: value("each").and_then(|v| match v {
+                Value::Message(each) => Some(Box::new(Limits::read(&each))),
+                _ => None,
+            }),
+        }
+    }
+}
+
+fn event_name(pool: &DescriptorPool, field: &FieldDescriptor) -> String {
+    let options = field.options();
+    pool.get_extension_by_name("strongroom.options.v1.event_name")
+        .filter(|extension| options.has_extension(extension))
+        .and_then(|extension| options.get_extension(&extension).as_str().map(str::to_owned))
+        .unwrap_or_else(|| field.name().to_lower_camel_case())
+}
+
+/// `strongroom.kms.v1` + `KeySpec` → `crate::proto::strongroom::kms::v1::KeySpec`.
+fn rust_path(package: &str, name: &str) -> String {
+    format!("crate::proto::{}::{name}", package.replace('.', "::"))
+}
+
+/// The service model's patterns are Java's: `\u0009` is `\x{0009}` here.
+fn rust_pattern(pattern: &str) -> String {
+    let mut rest = pattern;
+    let mut rust = String::new();
+    while let Some((before, after)) = rest.split_once("\\u") {
+        let (digits, tail) = after.split_at(after.len().min(4));
+        rust.push_str(before);
+        rust.push_str(&format!("\\x{{{digits}}}"));
+        rest = tail;
+    }
+    rust + rest
+}
