@@ -3,4 +3,6 @@
 pub mod caller;
 pub mod error;
 pub mod hsm;
+pub mod key;
+pub mod policy;
 pub mod store;
