@@ -260,19 +260,19 @@ fn kind_of(name: &str) -> Option<(Kind, bool)> {
 
 /// The values of a condition: text, number or bool, one or a list of them.
 fn texts(values: &Json) -> Result<Vec<&str>, String> {
-    let list = match values {
-        Json::List(list) => list.as_slice(),
-        one => std::slice::from_ref(one),
-    };
-    if list.is_empty() {
-        return Err("needs a value".to_owned());
+    fn text(value: &Json) -> Option<&str> {
+        match value {
+            Json::Text(text) | Json::Number(text) => Some(text),
+            Json::Bool(flag) => Some(if *flag { "true" } else { "false" }),
+            _ => None,
+        }
     }
-    let text = |value| match value {
-        &Json::Text(ref text) | &Json::Number(ref text) => Ok(text.as_str()),
-        &Json::Bool(flag) => Ok(if flag { "true" } else { "false" }),
-        _ => Err("a value is a string, a number, true or false".to_owned()),
-    };
-    list.iter().map(text).collect()
+    let texts: Option<Vec<_>> = values.items().iter().map(text).collect();
+    match texts {
+        None => Err("a value is a string, a number, true or false".to_owned()),
+        Some(texts) if texts.is_empty() => Err("needs a value".to_owned()),
+        Some(texts) => Ok(texts),
+    }
 }
 
 /// Reads each value by its type.

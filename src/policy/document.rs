@@ -6,7 +6,7 @@
 use std::fmt;
 
 use super::condition::Condition;
-use super::json::{Json, Object};
+use super::json::Json;
 use super::pattern::{Compare, Pattern, Syntax};
 use super::principal::{Principals, Reach};
 use super::request::{PrincipalRef, Request};
@@ -159,9 +159,7 @@ impl Choice {
 }
 
 fn parse_document(document: &Json, attached: Attached) -> Result<Box<[Statement]>, String> {
-    let Json::Object(members) = document else {
-        return Err("A policy is a JSON object".to_owned());
-    };
+    let members = document.object().ok_or("A policy is a JSON object")?;
     let mut variables = false;
     let mut statements: Option<&[Json]> = None;
     for (name, value) in members {
@@ -191,9 +189,7 @@ fn parse_document(document: &Json, attached: Attached) -> Result<Box<[Statement]
 }
 
 fn parse_statement(statement: &Json, attached: Attached, variables: bool) -> Result<Statement, String> {
-    let Json::Object(members) = statement else {
-        return Err("is not an object".to_owned());
-    };
+    let members = statement.object().ok_or("is not an object")?;
     let mut sid = None;
     let mut effect = None;
     let mut principals = None;
@@ -274,7 +270,7 @@ impl Choice {
         parse: impl Fn(&str) -> Result<Pattern, String>,
     ) -> Result<Self, String> {
         let texts = value.strings().ok_or("is a string or a list of strings")?;
-        let patterns = texts.map(parse).collect::<Result<Box<[_]>, _>>()?;
+        let patterns = texts.into_iter().map(parse).collect::<Result<Box<[_]>, _>>()?;
         match patterns.is_empty() {
             true => Err("is empty".to_owned()),
             false => Ok(Choice { negated, patterns }),
@@ -305,13 +301,10 @@ fn parse_resource(text: &str, variables: bool) -> Result<Pattern, String> {
 }
 
 fn parse_conditions(value: &Json, variables: bool) -> Result<Box<[Condition]>, String> {
-    let object = |value| match value {
-        &Json::Object(ref members) => Ok::<&Object, String>(members),
-        _ => Err("is not an object".to_owned()),
-    };
     let mut conditions = Vec::new();
-    for (operator, keys) in object(value)? {
-        for (key, values) in object(keys).map_err(|problem| format!("{operator}: {problem}"))? {
+    for (operator, keys) in value.object().ok_or("is not an object")? {
+        let keys = keys.object().ok_or_else(|| format!("{operator}: is not an object"))?;
+        for (key, values) in keys {
             conditions.push(Condition::parse(operator, key, values, variables)?);
         }
     }

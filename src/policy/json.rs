@@ -21,17 +21,31 @@ pub(super) enum Json {
 pub(super) type Object = IndexMap<String, Json>;
 
 impl Json {
-    /// The strings of a string or of a list of strings.
-    pub(super) fn strings(&self) -> Option<impl Iterator<Item = &str>> {
-        let list = match self {
-            Json::List(list) => list.as_slice(),
+    /// A list's items, or the value as the only item.
+    pub(super) fn items(&self) -> &[Json] {
+        match self {
+            Json::List(list) => list,
             one => std::slice::from_ref(one),
-        };
-        let text = |value| match value {
-            &Json::Text(ref text) => Some(text.as_str()),
+        }
+    }
+
+    /// The strings of a string or of a list of strings.
+    pub(super) fn strings(&self) -> Option<Vec<&str>> {
+        self.items().iter().map(Json::text).collect()
+    }
+
+    pub(super) fn text(&self) -> Option<&str> {
+        match self {
+            Json::Text(text) => Some(text),
             _ => None,
-        };
-        list.iter().all(|value| text(value).is_some()).then(|| list.iter().filter_map(text))
+        }
+    }
+
+    pub(super) fn object(&self) -> Option<&Object> {
+        match self {
+            Json::Object(members) => Some(members),
+            _ => None,
+        }
     }
 }
 
