@@ -3,6 +3,8 @@
 pub mod caller;
 pub mod error;
 pub mod hsm;
+pub mod key;
+pub mod policy;
 pub mod proto;
 pub mod store;
 pub mod wire;

@@ -1,0 +1,3 @@
+//! Pure knowledge of keys: names.
+
+pub mod arn;
