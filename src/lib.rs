@@ -1,10 +1,13 @@
 //! Strongroom: an AWS-KMS-grade key service on your own PKCS#11 HSMs.
 
+pub mod api;
 pub mod caller;
 pub mod error;
+pub mod hardening;
 pub mod hsm;
 pub mod key;
 pub mod policy;
 pub mod proto;
 pub mod store;
+pub mod systemd;
 pub mod wire;

@@ -1,4 +1,6 @@
 //! The integration tests: one binary, a module per subject.
+//! The integration tests, in one binary.
+
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,3 +10,4 @@
 )]
 
 mod policy;
+mod transport;

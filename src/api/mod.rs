@@ -1,0 +1,8 @@
+//! From bytes to a caller and a request, and back.
+
+pub mod identity;
+pub mod limits;
+pub mod listener;
+pub mod operators;
+pub mod tls;
+mod unix_socket;
