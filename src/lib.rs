@@ -2,10 +2,13 @@
 
 pub mod api;
 pub mod caller;
+pub mod commands;
+pub mod config;
 pub mod error;
 pub mod hardening;
 pub mod hsm;
 pub mod key;
+pub mod pki;
 pub mod policy;
 pub mod proto;
 pub mod store;

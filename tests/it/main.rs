@@ -1,5 +1,4 @@
-//! The integration tests: one binary, a module per subject.
-//! The integration tests, in one binary.
+//! The integration tests, in one binary: a module per subject.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,0 +1,360 @@
+//! The folder of `strongroom dev`: everything that an instance needs, made
+//! from nothing, and used again the next time.
+//!
+//! ```text
+//! DIR/.strongroom-dev     says that the folder is ours
+//! DIR/pki/                CA, server's and administrator's certificates
+//! DIR/hsm/1/              SoftHSM2's token, with softhsm2.conf, PINs, serial
+//! DIR/strongroom.toml     the configuration
+//! DIR/data/               the store
+//! DIR/strongroom.sock     gRPC for the user who started it
+//! DIR/env                 a shell file for clients
+//! ```
+//!
+//! INVARIANT: `pki` and `hsm` are made under another name and renamed when they
+//! are complete, so a folder that is there is whole, and nothing that a key may
+//! depend on is ever made a second time.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use secrecy::{ExposeSecret, SecretString};
+use toml_edit::DocumentMut;
+
+use super::template::{ADMINISTRATOR, Template};
+use crate::config::{
+    AccountId, AwsSettings, GrpcSettings, HttpSettings, SOCKET_PATH_BYTES_MAX, check_region,
+};
+use crate::pki::{self, Ca};
+
+/// The token's label.
+pub const TOKEN_LABEL: &str = "strongroom-dev";
+/// The name of `[modules]`.
+pub const MODULE: &str = "softhsm2";
+/// The name of `[pins]` of the crypto user.
+pub const USER_PIN: &str = "crypto-user";
+/// The name of `[pins]` of the security officer.
+pub const SO_PIN: &str = "security-officer";
+
+const MARKER: &str = ".strongroom-dev";
+const DEFAULT_ACCOUNT: &str = "111122223333";
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// What `strongroom dev` was told; what it was not told stays as it is in DIR,
+/// or has the default.
+#[derive(Debug, Clone, Default)]
+pub struct DevOptions {
+    /// `--grpc`.
+    pub grpc: Option<SocketAddr>,
+    /// `--aws`.
+    pub aws: Option<SocketAddr>,
+    /// `--http`.
+    pub http: Option<SocketAddr>,
+    /// `--account-id`; cannot change later.
+    pub account_id: Option<String>,
+    /// `--region`; cannot change later.
+    pub region: Option<String>,
+}
+
+/// What this module needs of SoftHSM2.
+pub trait SoftHsm {
+    /// The library; an error says what to install.
+    fn locate(&self) -> anyhow::Result<PathBuf>;
+
+    /// Writes `FOLDER/softhsm2.conf` for tokens in `tokens`, over an old one.
+    fn write_conf(&self, folder: &Path, tokens: &Path) -> anyhow::Result<PathBuf>;
+
+    /// Initialises a token in the empty folder that the conf names, and gives
+    /// its serial. The library is finalised when it returns: the folder moves.
+    fn init_token(
+        &self,
+        library: &Path,
+        conf: &Path,
+        label: &str,
+        so_pin: &SecretString,
+        pin: &SecretString,
+    ) -> anyhow::Result<String>;
+}
+
+/// A prepared folder.
+#[derive(Debug, Clone)]
+pub struct DevInstance {
+    /// DIR, absolute.
+    pub dir: PathBuf,
+    /// `DIR/strongroom.toml`.
+    pub config: PathBuf,
+    /// The token's serial; its label is [`TOKEN_LABEL`], its module
+    /// [`MODULE`], its PIN [`USER_PIN`].
+    pub token_serial: String,
+    /// Whether [`DevInstance::mark_initialized`] was never called: the
+    /// wrapping key's ceremony is still to be done.
+    pub needs_ceremony: bool,
+}
+
+impl DevInstance {
+    /// The RFC 7512 URI of the token.
+    pub fn token_uri(&self) -> String {
+        format!("pkcs11:token={TOKEN_LABEL};serial={}", self.token_serial)
+    }
+
+    /// Remembers that the wrapping key is made and known to the store.
+    pub fn mark_initialized(&self) -> anyhow::Result<()> {
+        replace(&self.dir.join("hsm/initialized"), b"", 0o600)
+    }
+}
+
+/// Makes DIR, or goes on with one that was made before.
+pub fn prepare(dir: &Path, options: &DevOptions, softhsm: &dyn SoftHsm) -> anyhow::Result<DevInstance> {
+    if let Some(id) = &options.account_id {
+        AccountId::try_from(id.clone()).map_err(|text| anyhow::anyhow!("--account-id: {text}"))?;
+    }
+    if let Some(region) = &options.region {
+        check_region(region).map_err(|text| anyhow::anyhow!("--region: {text}"))?;
+    }
+    let library = softhsm.locate()?;
+    let dir = claim(dir)?;
+    let config = dir.join("strongroom.toml");
+    let before = read_configuration(&config)?;
+    if let Some(before) = &before {
+        check_unchanged(before, options, &dir)?;
+    }
+
+    make_pki(&dir, options)?;
+    let token_serial = make_token(&dir, &library, softhsm)?;
+    let conf = softhsm.write_conf(&dir.join("hsm"), &dir.join("hsm/1"))?;
+    let text = match before {
+        None => first_configuration(&dir, options, &library, &conf),
+        Some(before) => update(before, options, &library, &conf)?,
+    };
+    replace(&config, text.as_bytes(), 0o600)?;
+    let needs_ceremony = !dir.join("hsm/initialized").exists();
+    Ok(DevInstance { dir, config, token_serial, needs_ceremony })
+}
+
+/// An AWS endpoint that `DIR/env` tells of.
+#[derive(Debug, Clone)]
+pub struct AwsEndpoint {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// AWS_ACCESS_KEY_ID.
+    pub access_key_id: String,
+    /// AWS_SECRET_ACCESS_KEY.
+    pub secret_access_key: SecretString,
+}
+
+/// Writes `DIR/env` when the listeners are bound and their ports known.
+pub fn write_env(
+    dir: &Path,
+    region: &str,
+    grpc: SocketAddr,
+    aws: Option<&AwsEndpoint>,
+) -> anyhow::Result<PathBuf> {
+    let dir = fs::canonicalize(dir)?;
+    let pki = |name: String| dir.join("pki").join(name).to_string_lossy().into_owned();
+    let mut variables = vec![
+        ("STRONGROOM_ENDPOINT", format!("https://{}", reachable(grpc))),
+        ("STRONGROOM_CA", pki("ca.pem".into())),
+        ("STRONGROOM_CERT", pki(format!("{ADMINISTRATOR}.pem"))),
+        ("STRONGROOM_KEY", pki(format!("{ADMINISTRATOR}.key"))),
+    ];
+    if let Some(aws) = aws {
+        variables.push(("AWS_ENDPOINT_URL", format!("http://{}", reachable(aws.address))));
+        variables.push(("AWS_ACCESS_KEY_ID", aws.access_key_id.clone()));
+        variables.push(("AWS_SECRET_ACCESS_KEY", aws.secret_access_key.expose_secret().to_owned()));
+    }
+    variables.push(("AWS_REGION", region.to_owned()));
+    variables.push(("AWS_DEFAULT_REGION", region.to_owned()));
+    let text: String = variables
+        .iter()
+        .map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', "'\\''")))
+        .collect();
+    let path = dir.join("env");
+    replace(&path, text.as_bytes(), 0o600)?;
+    Ok(path)
+}
+
+/// Makes the folder, or checks that it is empty or was made by us.
+fn claim(dir: &Path) -> anyhow::Result<PathBuf> {
+    let context = || format!("{} cannot be used", dir.display());
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(context)?;
+    let dir = fs::canonicalize(dir).with_context(context)?;
+    if !dir.join(MARKER).exists() {
+        if fs::read_dir(&dir).with_context(context)?.next().is_some() {
+            bail!(
+                "{} is not empty and was not made by `strongroom dev`; give another with --dir",
+                dir.display()
+            );
+        }
+        replace(&dir.join(MARKER), b"This folder was made by `strongroom dev`.\n", 0o600)?;
+    }
+    Ok(dir)
+}
+
+fn read_configuration(path: &Path) -> anyhow::Result<Option<DocumentMut>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.parse().with_context(|| path.display().to_string())?)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+fn check_unchanged(before: &DocumentMut, options: &DevOptions, dir: &Path) -> anyhow::Result<()> {
+    let account =
+        before.get("accounts").and_then(|accounts| accounts.get(0)).and_then(|first| first.get("id"));
+    let fixed =
+        [("--account-id", account, &options.account_id), ("--region", before.get("region"), &options.region)];
+    for (flag, old, new) in fixed {
+        let old = old.and_then(toml_edit::Item::as_str);
+        if let (Some(old), Some(new)) = (old, new)
+            && old != new
+        {
+            bail!("{flag}: {} was made for {old}, not {new}; give another folder with --dir", dir.display());
+        }
+    }
+    Ok(())
+}
+
+fn make_pki(dir: &Path, options: &DevOptions) -> anyhow::Result<()> {
+    make_whole(&dir.join("pki"), |folder| {
+        let listens = options.grpc.map(|address| address.ip()).filter(|ip| !ip.is_unspecified());
+        let names: Vec<String> = listens.iter().map(IpAddr::to_string).collect();
+        let ca = Ca::new("Strongroom dev CA")?;
+        ca.identity().write(folder, "ca")?;
+        ca.server(&names)?.write(folder, "server")?;
+        ca.client(account(options), ADMINISTRATOR)?.write(folder, ADMINISTRATOR)?;
+        Ok(())
+    })
+}
+
+fn make_token(dir: &Path, library: &Path, softhsm: &dyn SoftHsm) -> anyhow::Result<String> {
+    let hsm = dir.join("hsm");
+    make_whole(&hsm, |folder| {
+        let tokens = folder.join("1");
+        DirBuilder::new().mode(0o700).create(&tokens)?;
+        let conf = softhsm.write_conf(folder, &tokens)?;
+        let (so_pin, pin) = (random_pin()?, random_pin()?);
+        let serial = softhsm.init_token(library, &conf, TOKEN_LABEL, &so_pin, &pin)?;
+        pki::write_new(&folder.join("so.pin"), so_pin.expose_secret().as_bytes(), 0o600)?;
+        pki::write_new(&folder.join("user.pin"), pin.expose_secret().as_bytes(), 0o600)?;
+        pki::write_new(&folder.join("serial"), serial.as_bytes(), 0o600)?;
+        Ok(())
+    })?;
+    let serial = hsm.join("serial");
+    fs::read_to_string(&serial).with_context(|| serial.display().to_string())
+}
+
+/// Makes a folder where there is none, completely or not at all.
+fn make_whole(folder: &Path, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    if folder.exists() {
+        return Ok(());
+    }
+    let unfinished = folder.with_extension("new");
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished)?;
+    }
+    DirBuilder::new().mode(0o700).create(&unfinished)?;
+    fill(&unfinished).with_context(|| format!("{} cannot be made", folder.display()))?;
+    fs::rename(&unfinished, folder)?;
+    sync_parent(folder)
+}
+
+fn random_pin() -> anyhow::Result<SecretString> {
+    const PIN_BYTES: usize = 16;
+    let mut bytes = zeroize::Zeroizing::new([0; PIN_BYTES]);
+    aws_lc_rs::rand::fill(&mut *bytes).map_err(|_| anyhow::anyhow!("no random bytes for a PIN"))?;
+    Ok(SecretString::from(hex::encode(*bytes)))
+}
+
+fn account(options: &DevOptions) -> &str {
+    options.account_id.as_deref().unwrap_or(DEFAULT_ACCOUNT)
+}
+
+fn first_configuration(dir: &Path, options: &DevOptions, library: &Path, conf: &Path) -> String {
+    // A longer path cannot be a socket's; TCP alone has to do then.
+    let socket = dir.join("strongroom.sock").as_os_str().as_bytes().len() <= SOCKET_PATH_BYTES_MAX;
+    Template {
+        title: "Strongroom's configuration, made by `strongroom dev`: for development, not for production.",
+        region: options.region.as_deref().unwrap_or(DEFAULT_REGION),
+        data_dir: Path::new("data"),
+        grpc: options.grpc.unwrap_or(GrpcSettings::default().address),
+        aws: options.aws.unwrap_or(AwsSettings::default().address),
+        http: options.http.unwrap_or(HttpSettings::default().address),
+        unix_socket: socket.then_some(Path::new("strongroom.sock")),
+        module: MODULE,
+        library,
+        environment: BTreeMap::from([("SOFTHSM2_CONF", conf.to_string_lossy().into_owned())]),
+        pins: &[(USER_PIN, "hsm/user.pin"), (SO_PIN, "hsm/so.pin")],
+        account: account(options),
+        uid: Some(rustix::process::getuid().as_raw()),
+    }
+    .text()
+}
+
+/// The same file with the addresses that were given, and with this folder's
+/// and this library's path should they have moved.
+fn update(
+    mut file: DocumentMut,
+    options: &DevOptions,
+    library: &Path,
+    conf: &Path,
+) -> anyhow::Result<String> {
+    let addresses = [("grpc", options.grpc), ("aws", options.aws), ("http", options.http)];
+    for (section, address) in addresses {
+        if let Some(address) = address {
+            set(&mut file, &[section, "address"], &address.to_string())?;
+        }
+    }
+    set(&mut file, &["modules", MODULE, "library"], &library.to_string_lossy())?;
+    set(&mut file, &["modules", MODULE, "environment", "SOFTHSM2_CONF"], &conf.to_string_lossy())?;
+    Ok(file.to_string())
+}
+
+fn set(file: &mut DocumentMut, path: &[&str], text: &str) -> anyhow::Result<()> {
+    let mut item = file.as_item_mut();
+    for step in path {
+        let key = path.join(".");
+        let table = item
+            .as_table_like_mut()
+            .with_context(|| format!("strongroom.toml: {key} is not in a section"))?;
+        item = table.entry(step).or_insert_with(toml_edit::table);
+    }
+    if item.as_str() != Some(text) {
+        *item = toml_edit::value(text);
+    }
+    Ok(())
+}
+
+/// An address that a client of this host can connect to.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// Writes a file so that its name always means a whole one.
+fn replace(path: &Path, contents: &[u8], mode: u32) -> anyhow::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    if new.exists() {
+        fs::remove_file(&new)?;
+    }
+    pki::write_new(&new, contents, mode)?;
+    fs::rename(&new, path).with_context(|| path.display().to_string())?;
+    sync_parent(path)
+}
+
+fn sync_parent(path: &Path) -> anyhow::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}

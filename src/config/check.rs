@@ -1,0 +1,118 @@
+//! What a value cannot show alone.
+
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
+
+use serde::Serialize;
+
+use super::error::{ConfigError, Key, Problem};
+use super::layers::Layers;
+use super::settings::Config;
+
+/// The problems found so far.
+pub(super) struct Report<'a> {
+    layers: &'a Layers,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Report<'a> {
+    pub fn new(layers: &'a Layers, problems: Vec<Problem>) -> Self {
+        Report { layers, problems }
+    }
+
+    /// Notes what is wrong with the value of a key, and the remedy.
+    pub fn add(&mut self, key: &Key, text: impl Into<String>, remedy: impl Into<String>) {
+        let source = self.layers.source_of(key);
+        self.problems.push(Problem {
+            source,
+            key: key.to_string(),
+            text: text.into(),
+            remedy: remedy.into(),
+        });
+    }
+
+    pub fn finish(self) -> Result<(), ConfigError> {
+        if self.problems.is_empty() { Ok(()) } else { Err(ConfigError { problems: self.problems }) }
+    }
+}
+
+/// Checks all but the accounts and the contents of files.
+pub(super) fn settings(config: &Config, report: &mut Report<'_>) {
+    names(config, report);
+    numbers("limits", &config.limits, report);
+    numbers("hsm", &config.hsm, report);
+    if config.store.commit_timeout_ms == 0 || config.store.commit_timeout_ms > TIME_MS_MAX {
+        let key = Key::of("store.commit_timeout_ms");
+        report.add(&key, "is out of range", format!("write a whole number from 1 to {TIME_MS_MAX}"));
+    }
+    if config.tls.client_cas.is_empty() {
+        let key = Key::of("tls.client_cas");
+        report.add(
+            &key,
+            "there is no CA for clients",
+            "add a section [tls.client_cas.NAME] with file = \"PATH\"",
+        );
+    }
+    socket(config, report);
+    for (name, module) in &config.modules {
+        if !module.library.is_file() {
+            let key = Key::of("modules").field(name).field("library");
+            let text = format!("there is no file {}", module.library.display());
+            report.add(&key, text, "write the path of the PKCS#11 library, or install it");
+        }
+    }
+    if let Err(error) = tracing_subscriber::EnvFilter::try_new(&config.log.filter) {
+        let remedy =
+            "write a level (error, warn, info, debug, trace) or directives such as info,strongroom=debug";
+        report.add(&Key::of("log.filter"), format!("is not a filter ({error})"), remedy);
+    }
+}
+
+/// A year: longer times overflow what the clock can add, and are no limit.
+const TIME_MS_MAX: u64 = 365 * 24 * 3_600_000;
+
+/// In these sections every number is a limit, and 0 is none.
+fn numbers(section: &str, settings: &impl Serialize, report: &mut Report<'_>) {
+    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(settings) else { return };
+    for (name, value) in fields {
+        let Some(number) = value.as_u64() else { continue };
+        let most = if name.ends_with("_ms") { TIME_MS_MAX } else { u64::MAX };
+        let key = Key::of(section).field(&name);
+        if number == 0 {
+            report.add(&key, "is 0, which is no limit", "write a whole number of at least 1");
+        } else if number > most {
+            report.add(&key, "is more than a year", format!("write a whole number from 1 to {most}"));
+        }
+    }
+}
+
+/// Names of sections are used in the store's rows, metrics and logs.
+fn names(config: &Config, report: &mut Report<'_>) {
+    const NAME_BYTES_MAX: usize = 64;
+    let sections = [
+        ("tls.client_cas", config.tls.client_cas.keys().collect::<BTreeSet<_>>()),
+        ("modules", config.modules.keys().collect()),
+        ("pins", config.pins.keys().collect()),
+    ];
+    for (section, names) in sections {
+        for name in names {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+            if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(plain) {
+                let remedy = "write letters, digits, hyphens and underscores, at most 64";
+                report.add(&Key::of(section).field(name), "is not a name", remedy);
+            }
+        }
+    }
+}
+
+fn socket(config: &Config, report: &mut Report<'_>) {
+    let Some(path) = &config.grpc.unix_socket else { return };
+    if path.as_os_str().as_bytes().len() > SOCKET_PATH_BYTES_MAX {
+        let text =
+            format!("is longer than {SOCKET_PATH_BYTES_MAX} bytes, more than a Unix socket's path may be");
+        report.add(&Key::of("grpc.unix_socket"), text, "write a shorter path");
+    }
+}
+
+/// `sun_path` of sockaddr_un without its final zero (unix(7)).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
