@@ -1,6 +1,8 @@
 //! The integration tests, in one binary: a module per subject.
+//! The integration tests: one binary, a module each.
 
 #![allow(
+    missing_docs,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -8,5 +10,6 @@
     reason = "a test fails by panicking"
 )]
 
+mod cli;
 mod policy;
 mod transport;
