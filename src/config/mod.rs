@@ -77,12 +77,10 @@ impl Config {
         let mut reader = Reader::new(&config);
         let tls = reader.tls(&config.tls, &mut report);
         let directory = directory::build(&config, &mut reader, policy, &mut report);
-        match (tls, report.finish()) {
-            (Some(tls), Ok(())) => Ok(Loaded { config, directory, tls, sha256: reader.sha256() }),
-            (_, Err(error)) => Err(error),
-            // INVARIANT: a reader without a result has reported why.
-            (None, Ok(())) => Err(ConfigError { problems: Vec::new() }),
-        }
+        report.finish()?;
+        let sha256 = reader.sha256();
+        // INVARIANT: where `tls` is none, the report has said why.
+        tls.map(|tls| Loaded { config, directory, tls, sha256 }).ok_or(ConfigError { problems: Vec::new() })
     }
 
     /// Every path of the configuration, for what holds for all of them.

@@ -122,6 +122,7 @@ fn check(pin: &str) -> Result<SecretString, String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 mod tests {
     use super::*;
     use secrecy::ExposeSecret;

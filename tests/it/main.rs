@@ -1,5 +1,6 @@
 //! The integration tests, in one binary: a module per subject.
 //! The integration tests: one binary, a module each.
+//! The tests of the whole, one binary.
 
 #![allow(
     missing_docs,
@@ -9,7 +10,9 @@
     clippy::indexing_slicing,
     reason = "a test fails by panicking"
 )]
+    reason = "a test may fail loudly"
 
 mod cli;
+mod config;
 mod policy;
 mod transport;
