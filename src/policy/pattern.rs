@@ -302,6 +302,7 @@ mod tests {
     fn arns_are_compared_part_by_part() {
         let arn = |pattern: &str, input: &str| truth(pattern, input, Compare::AsArn, &Context::new());
         assert_eq!(arn("arn:aws:s3:*", "arn:aws:s3:::bucket"), Truth::False);
+        assert_eq!(arn("arn:aws:s3::*", "arn:aws:s3:::bucket"), Truth::False);
         assert_eq!(arn("arn:*:s3:*:*:*", "arn:aws:s3:::a:b/c"), Truth::True);
         assert_eq!(arn("arn:aws:s3:?::x", "arn:aws:s3:::x"), Truth::False);
         assert_eq!(arn("arn:aws*:x", "arn:aws:s3:::x"), Truth::False);
