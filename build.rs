@@ -85,7 +85,8 @@ impl<'a> Forms<'a> {
         }
         writeln!(
             self.code,
-            "impl Checked for {path} {{ #[allow(unused_variables, reason = \"not every message has limits\")]
+            "impl Form for {path} {{ fn event(&self) -> Option<Box<RawValue>> {{ Event(self).raw() }}
+             #[allow(unused_variables, reason = \"not every message has limits\")]
              fn check(&self, at: &At<'_>, found: &mut Violations) {{ {checks} }} }}
              impl Serialize for Event<'_, {path}> {{
              fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {{
@@ -101,17 +102,22 @@ impl<'a> Forms<'a> {
     fn check(&mut self, code: &mut String, field: &FieldDescriptor) -> Result<(), Error> {
         let limits = self.limits(field);
         let (rust, name) = (field.name(), event_name(self.pool, field));
+        if let Some(exception) = self.refused(field) {
+            let given = match field.kind() {
+                _ if field.is_list() => format!("!self.{rust}.is_empty()"),
+                Kind::Bool => format!("self.{rust} == Some(true)"),
+                _ => format!("self.{rust}.is_some()"),
+            };
+            writeln!(code, "if {given} {{ found.refuse(&at.member({name:?}), Exception::{exception}); }}")?;
+        }
         if field.is_map() {
             return Ok(());
         }
         if field.is_list() {
-            self.bounds(
-                code,
-                &limits,
-                "length",
-                &format!("self.{rust}.len()"),
-                &format!("at.list({name:?}, self.{rust}.len())"),
-            )?;
+            // An empty list is an absent one on this wire, so it is never too short.
+            let most = Limits { min: None, ..limits.clone() };
+            let (length, at) = (format!("self.{rust}.len()"), format!("at.list({name:?}, self.{rust}.len())"));
+            self.bounds(code, &most, "length", &length, &at)?;
             let mut inner = String::new();
             self.value(
                 &mut inner,
@@ -260,6 +266,13 @@ impl<'a> Forms<'a> {
             .filter(|extension| options.has_extension(extension))
             .and_then(|extension| options.get_extension(&extension).as_message().map(Limits::read))
             .unwrap_or_default()
+    }
+
+    /// The exception for a member that is not served.
+    fn refused(&self, field: &FieldDescriptor) -> Option<String> {
+        let options = field.options();
+        let extension = self.pool.get_extension_by_name("strongroom.options.v1.refused")?;
+        options.has_extension(&extension).then(|| options.get_extension(&extension).as_str().map(str::to_owned))?
     }
 
     fn flag(&self, field: &FieldDescriptor, option: &str) -> bool {

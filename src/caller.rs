@@ -4,6 +4,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::policy::Policy;
+
 /// What a principal is, as CloudTrail's userIdentity.type names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PrincipalKind {
@@ -16,7 +18,7 @@ pub enum PrincipalKind {
 }
 
 /// Somebody of the configuration who may be allowed something.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Principal {
     /// Twelve digits.
     pub account: String,
@@ -28,8 +30,8 @@ pub struct Principal {
     pub arn: String,
     /// A stable id of the principal, `AIDA…`, `AROA…`, or the account's.
     pub principal_id: String,
-    /// Its identity policies: JSON policy documents.
-    pub policies: Vec<Arc<str>>,
+    /// Its identity policies.
+    pub policies: Vec<Arc<Policy>>,
 }
 
 /// One way in which a peer proved who it is.
@@ -88,3 +90,46 @@ pub struct Caller {
     /// The client's user agent, at most 1024 bytes.
     pub user_agent: Option<String>,
 }
+
+impl Principal {
+    /// Root or the daemon's own user on this host, without a principal of the
+    /// configuration: may do what only the host may do, and nothing else. No
+    /// configured name has a slash, so none is this one's.
+    pub fn host(account: &str, uid: u32) -> Principal {
+        let name = format!("host/uid-{uid}");
+        Principal {
+            account: account.to_owned(),
+            kind: PrincipalKind::User,
+            arn: format!("arn:aws:iam::{account}:user/{name}"),
+            principal_id: name.clone(),
+            name,
+            policies: Vec::new(),
+        }
+    }
+
+    /// The ARN of a session of a role.
+    pub fn session_arn(&self, session: &str) -> String {
+        format!("arn:aws:sts::{}:assumed-role/{}/{session}", self.account, self.name)
+    }
+}
+
+impl Caller {
+    /// The name of this session, for callers that are a role.
+    pub fn session_name(&self) -> String {
+        match (&self.tls, &self.origin) {
+            (Some(tls), _) => tls.certificate_sha256.chars().take(SESSION_NAME_CHARS).collect(),
+            (None, Origin::Unix { uid, .. }) => format!("uid-{uid}"),
+            (None, Origin::Tcp(address)) => address.ip().to_string(),
+        }
+    }
+
+    /// The ARN that policies and messages name the caller by.
+    pub fn arn(&self) -> String {
+        match self.principal.kind {
+            PrincipalKind::Role => self.principal.session_arn(&self.session_name()),
+            PrincipalKind::Root | PrincipalKind::User => self.principal.arn.clone(),
+        }
+    }
+}
+
+const SESSION_NAME_CHARS: usize = 32;

@@ -1,8 +1,8 @@
 //! What every message of the API can do beyond its wire form; build.rs writes
 //! the implementations from the descriptors and options in `proto/`.
 //!
-//! * [`Checked`]: its limits, with AWS's words for what violates them.
-//! * [`Event`]: its form in a CloudTrail record, without bytes and secrets.
+//! * [`Form`]: its limits, with AWS's words for what violates them, and its form
+//!   in a CloudTrail record, without bytes and secrets.
 //! * [`Text`]: an enum's values as AWS writes them.
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,8 +12,9 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Exception, Result};
 
 /// An enum of the API.
 pub trait Text: Sized + Copy + TryFrom<i32> {
@@ -56,10 +57,13 @@ pub mod text {
     }
 }
 
-/// A message with limits.
-pub trait Checked {
+/// A message of the API.
+pub trait Form {
     /// Adds what violates a limit.
     fn check(&self, at: &At<'_>, found: &mut Violations);
+
+    /// Its form in a CloudTrail record; none where nothing is left of it.
+    fn event(&self) -> Option<Box<RawValue>>;
 
     /// Checks the whole message: AWS's ValidationException, naming every
     /// violation.
@@ -127,11 +131,14 @@ pub struct Pattern {
 
 /// What violates the limits of a request.
 #[derive(Default)]
-pub struct Violations(Vec<String>);
+pub struct Violations {
+    broken: Vec<String>,
+    refused: Option<Error>,
+}
 
 impl Violations {
     fn null(&mut self, at: &At<'_>) {
-        self.0.push(format!(
+        self.broken.push(format!(
             "Value null at '{}' failed to satisfy constraint: Member must not be null",
             at.path()
         ));
@@ -139,7 +146,7 @@ impl Violations {
 
     fn add(&mut self, at: &At<'_>, rule: &str) {
         let path = at.path();
-        self.0.push(match &at.value {
+        self.broken.push(match &at.value {
             Shown::Text(value) => {
                 format!("Value '{value}' at '{path}' failed to satisfy constraint: Member must {rule}")
             }
@@ -169,11 +176,23 @@ impl Violations {
         }
     }
 
+    /// A member that is not served is refused, never ignored.
+    fn refuse(&mut self, at: &At<'_>, exception: Exception) {
+        self.refused.get_or_insert_with(|| {
+            Error::new(exception, match exception {
+                Exception::InvalidGrantToken => "The grant token is not valid: no grant has it.".into(),
+                Exception::CustomKeyStoreNotFound => "There is no custom key store with this id.".into(),
+                _ => format!("{} is not supported.", at.path()),
+            })
+        });
+    }
+
     fn into_result(self) -> Result<()> {
-        match self.0.len() {
-            0 => Ok(()),
-            1 => Err(Error::validation(format!("1 validation error detected: {}", self.0.concat()))),
-            n => Err(Error::validation(format!("{n} validation errors detected: {}", self.0.join("; ")))),
+        match (self.broken.len(), self.refused) {
+            (0, None) => Ok(()),
+            (0, Some(refused)) => Err(refused),
+            (1, _) => Err(Error::validation(format!("1 validation error detected: {}", self.broken.concat()))),
+            (n, _) => Err(Error::validation(format!("{n} validation errors detected: {}", self.broken.join("; ")))),
         }
     }
 }
@@ -185,6 +204,10 @@ impl<T> Event<'_, T>
 where
     Self: Serialize,
 {
+    fn raw(&self) -> Option<Box<RawValue>> {
+        serde_json::value::to_raw_value(self).ok().filter(|raw| raw.get() != "{}")
+    }
+
     fn debug(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
     }

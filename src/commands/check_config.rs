@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::config::{Config, Flags, Loaded, PolicyCheck};
+use crate::config::{Config, Flags, Loaded};
 
 /// The options of `strongroom check-config`.
 #[derive(Debug, Clone, clap::Args)]
@@ -18,8 +18,8 @@ pub struct CheckConfigArgs {
 
 /// Loads the configuration as `serve` would. What is good goes to `out`, what
 /// is wrong is the error: a [`crate::config::ConfigError`].
-pub fn run(args: &CheckConfigArgs, policy: PolicyCheck<'_>, out: &mut dyn Write) -> anyhow::Result<()> {
-    let loaded = Config::load(Some(&args.config), &Flags::new(), policy)?;
+pub fn run(args: &CheckConfigArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let loaded = Config::load(Some(&args.config), &Flags::new())?;
     if args.print {
         write!(out, "{}", toml_edit::ser::to_string_pretty(&loaded.config)?)?;
         return Ok(());

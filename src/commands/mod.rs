@@ -1,6 +1,9 @@
 //! What the `strongroom` command does on a host besides serving and calling.
 
+pub mod backup;
 pub mod check_config;
+pub mod dev;
 pub mod dev_setup;
+pub mod hsm_init;
 pub mod init;
 mod template;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::PolicyCheck;
 use super::check::Report;
 use super::error::Key;
 use super::files::Reader;
 use super::settings::{Config, IdentitySettings, PolicySource, PrincipalSettings};
 use crate::caller::{Credential, Principal, PrincipalKind};
+use crate::policy::Policy;
 
 /// The built-in policy of this name: everything is allowed.
 pub const ADMINISTRATOR_ACCESS: &str =
@@ -82,10 +82,9 @@ impl Directory {
 pub(super) fn build(
     config: &Config,
     reader: &mut Reader,
-    policy: PolicyCheck<'_>,
     report: &mut Report<'_>,
 ) -> Directory {
-    let mut builder = Builder { config, reader, policy, report, directory: Directory::default() };
+    let mut builder = Builder { config, reader, report, directory: Directory::default() };
     builder.accounts();
     builder.directory
 }
@@ -93,7 +92,6 @@ pub(super) fn build(
 struct Builder<'a, 'r> {
     config: &'a Config,
     reader: &'a mut Reader,
-    policy: PolicyCheck<'a>,
     report: &'a mut Report<'r>,
     directory: Directory,
 }
@@ -175,7 +173,7 @@ impl Builder<'_, '_> {
         Some(if settings.kind == PrincipalKind::Root { "root".into() } else { name.clone() })
     }
 
-    fn policy(&mut self, at: &Key, source: &PolicySource) -> Option<Arc<str>> {
+    fn policy(&mut self, at: &Key, source: &PolicySource) -> Option<Arc<Policy>> {
         let text = match source {
             PolicySource::Text(name) if name == "AdministratorAccess" => ADMINISTRATOR_ACCESS.to_owned(),
             PolicySource::Text(text) if text.trim_start().starts_with('{') => text.clone(),
@@ -196,15 +194,17 @@ impl Builder<'_, '_> {
                 }
             }
         };
-        if let Err(reason) = (self.policy)(&text) {
-            let place = match source {
-                PolicySource::File { file } => format!("{} is", file.display()),
-                PolicySource::Text(_) => "is".into(),
-            };
-            self.report.add(at, format!("{place} not a valid policy: {reason}"), "correct the policy");
-            return None;
+        match crate::conditions::identity_policy(&text) {
+            Ok(policy) => Some(Arc::new(policy)),
+            Err(reason) => {
+                let place = match source {
+                    PolicySource::File { file } => format!("{} is", file.display()),
+                    PolicySource::Text(_) => "is".into(),
+                };
+                self.report.add(at, format!("{place} not a valid policy: {reason}"), "correct the policy");
+                None
+            }
         }
-        Some(text.into())
     }
 
     fn identity(&mut self, at: &Key, identity: &IdentitySettings, principal: &Arc<Principal>) {

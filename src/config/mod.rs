@@ -35,9 +35,6 @@ use check::Report;
 use files::Reader;
 use layers::Layers;
 
-/// Tells whether a text is a valid identity policy, and if not, why not.
-pub type PolicyCheck<'a> = &'a dyn Fn(&str) -> Result<(), String>;
-
 /// A configuration that holds together, with what its files said.
 #[derive(Debug, Clone)]
 pub struct Loaded {
@@ -56,8 +53,8 @@ impl Config {
     /// Reads the file (none: no file layer), the process's environment and
     /// the flags. Relative paths are relative to the file's folder, without a
     /// file to the current one.
-    pub fn load(file: Option<&Path>, flags: &Flags, policy: PolicyCheck<'_>) -> Result<Loaded, ConfigError> {
-        Self::load_from(file, std::env::vars_os(), flags, policy)
+    pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Loaded, ConfigError> {
+        Self::load_from(file, std::env::vars_os(), flags)
     }
 
     /// The same with another environment than the process's.
@@ -65,7 +62,6 @@ impl Config {
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
         flags: &Flags,
-        policy: PolicyCheck<'_>,
     ) -> Result<Loaded, ConfigError> {
         let layers = Layers::read(file, environment, flags)?;
         let (config, problems) = layers.extract::<Config>();
@@ -76,7 +72,7 @@ impl Config {
         check::settings(&config, &mut report);
         let mut reader = Reader::new(&config);
         let tls = reader.tls(&config.tls, &mut report);
-        let directory = directory::build(&config, &mut reader, policy, &mut report);
+        let directory = directory::build(&config, &mut reader, &mut report);
         report.finish()?;
         let sha256 = reader.sha256();
         // INVARIANT: where `tls` is none, the report has said why.

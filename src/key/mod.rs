@@ -1,3 +1,24 @@
-//! Pure knowledge of keys: names.
+//! What a KMS key is: pure data and rules, without I/O.
 
+mod ciphertext;
 pub mod arn;
+pub mod public;
+mod rows;
+pub mod spec;
+mod state;
+
+pub use ciphertext::{Ciphertext, Header};
+pub use rows::{Alias, BackingKey, Deletion, Key};
+pub use state::{Stage, check};
+
+use crate::store::RowId;
+
+/// A key's ARN, from its row.
+pub fn arn_of_key(id: &RowId) -> String {
+    arn::key_arn(&id.region, &id.account, &id.id)
+}
+
+/// An alias's ARN, from its row; the name begins with `alias/`.
+pub fn arn_of_alias(id: &RowId) -> String {
+    arn::alias_arn(&id.region, &id.account, &id.id)
+}

@@ -52,7 +52,7 @@ impl Folder {
         let file = self.write("strongroom.toml", text);
         let environment =
             environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
-        Config::load_from(Some(&file), environment, flags, &any_policy)
+        Config::load_from(Some(&file), environment, flags)
     }
 
     /// The error's lines, the folder's path written as DIR.
@@ -82,10 +82,6 @@ name = "alice"
 identities = [{ uri = "spiffe://test/alice" }]
 policies = ["AdministratorAccess"]
 "#;
-
-fn any_policy(_: &str) -> Result<(), String> {
-    Ok(())
-}
 
 // ---- layers
 
@@ -312,7 +308,7 @@ fn a_file_that_cannot_be_read_or_is_not_toml_is_named() {
             "DIR/strongroom.toml: is not TOML in line 2: duplicate key `region` in document root; correct this line"
         ]
     );
-    let missing = Config::load_from(Some(&folder.path("none.toml")), [], &Flags::new(), &any_policy);
+    let missing = Config::load_from(Some(&folder.path("none.toml")), [], &Flags::new());
     assert_eq!(
         folder.lines(missing),
         [
@@ -538,7 +534,7 @@ fn init_args(dir: &Path) -> InitArgs {
 
 fn check(config: &Path, print: bool) -> String {
     let mut out = Vec::new();
-    check_config::run(&CheckConfigArgs { config: config.to_owned(), print }, &any_policy, &mut out).unwrap();
+    check_config::run(&CheckConfigArgs { config: config.to_owned(), print }, &mut out).unwrap();
     String::from_utf8(out).unwrap()
 }
 
@@ -561,7 +557,7 @@ fn what_init_writes_passes_check_config_and_is_never_overwritten() {
         checked.contains(&format!("OK {}: Region eu-central-1, 1 accounts, 1 principals", config.display()))
     );
     assert!(checked.contains("warning: ") && checked.contains("pins.crypto-user.file"), "{checked}");
-    let loaded = Config::load_from(Some(&config), [], &Flags::new(), &any_policy).unwrap();
+    let loaded = Config::load_from(Some(&config), [], &Flags::new()).unwrap();
     let administrator = Credential::Uri(user_uri("444455556666", "administrator"));
     let principal = loaded.directory.resolve(&[administrator]).unwrap();
     assert_eq!(principal.arn, "arn:aws:iam::444455556666:user/administrator");
@@ -573,7 +569,7 @@ fn what_init_writes_passes_check_config_and_is_never_overwritten() {
     // The effective configuration is a configuration, and the same one.
     let printed = dir.join("printed.toml");
     fs::write(&printed, check(&config, true)).unwrap();
-    let again = Config::load_from(Some(&printed), [], &Flags::new(), &any_policy).unwrap();
+    let again = Config::load_from(Some(&printed), [], &Flags::new()).unwrap();
     assert_eq!(again.config, loaded.config);
     assert_eq!(again.sha256, loaded.sha256);
 
@@ -608,7 +604,7 @@ fn check_config_fails_on_a_bad_configuration() {
     let folder = Folder::new();
     let config = folder.write("strongroom.toml", "colour = 1");
     let args = CheckConfigArgs { config, print: false };
-    let error = check_config::run(&args, &any_policy, &mut Vec::new()).unwrap_err();
+    let error = check_config::run(&args, &mut Vec::new()).unwrap_err();
     assert!(error.is::<ConfigError>());
 }
 
@@ -660,7 +656,7 @@ fn dev_goes_on_with_what_it_made() {
     let first = dev_setup::prepare(&dir, &options, &hsm).unwrap();
     assert_eq!(first.token_uri(), "pkcs11:token=strongroom-dev;serial=0123456789abcdef");
     assert!(first.needs_ceremony);
-    let before = Config::load_from(Some(&first.config), [], &Flags::new(), &any_policy).unwrap();
+    let before = Config::load_from(Some(&first.config), [], &Flags::new()).unwrap();
     assert_eq!(before.config.grpc.address.to_string(), "127.0.0.1:0");
     assert_eq!(before.config.http.address.to_string(), "127.0.0.1:9090");
     let uid = Credential::Uid(rustix::process::getuid().as_raw());
@@ -679,7 +675,7 @@ fn dev_goes_on_with_what_it_made() {
     let key = fs::read(first.dir.join("pki/ca.key")).unwrap();
     let options = DevOptions { http: Some("127.0.0.1:7".parse().unwrap()), ..Default::default() };
     let second = dev_setup::prepare(&dir, &options, &hsm).unwrap();
-    let after = Config::load_from(Some(&second.config), [], &Flags::new(), &any_policy).unwrap();
+    let after = Config::load_from(Some(&second.config), [], &Flags::new()).unwrap();
     assert!(!second.needs_ceremony);
     assert_eq!(second.token_serial, first.token_serial);
     assert_eq!(hsm.made.get(), 1);

@@ -1,6 +1,4 @@
 //! The integration tests, in one binary: a module per subject.
-//! The integration tests: one binary, a module each.
-//! The tests of the whole, one binary.
 
 #![allow(
     missing_docs,
@@ -10,7 +8,6 @@
     clippy::indexing_slicing,
     reason = "a test fails by panicking"
 )]
-    reason = "a test may fail loudly"
 
 mod cli;
 mod config;

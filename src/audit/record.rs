@@ -1,0 +1,275 @@
+//! The CloudTrail record (eventVersion 1.11) of one call or of something that
+//! the daemon did by itself.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::caller::{Caller, Origin, Principal, PrincipalKind};
+use crate::error::{Error, Exception};
+use crate::store::NewEvent;
+
+const EVENT_VERSION: &str = "1.11";
+const ERROR_TEXT_BYTES_MAX: usize = 1024;
+
+/// A record. Fields are CloudTrail's, in its order.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    event_version: &'static str,
+    /// Who.
+    pub user_identity: UserIdentity,
+    #[serde(serialize_with = "seconds")]
+    event_time: i64,
+    event_source: &'static str,
+    event_name: &'static str,
+    aws_region: String,
+    #[serde(rename = "sourceIPAddress")]
+    source_ip_address: String,
+    user_agent: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_code: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_message: Option<String>,
+    /// The request without bytes and secrets; null where nothing is left.
+    pub request_parameters: Option<Box<RawValue>>,
+    /// The answer of a call that changes something, without bytes and secrets.
+    pub response_elements: Option<Box<RawValue>>,
+    /// What KMS adds: keyMaterialId, customKeyStoreId, …
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub additional_event_data: Map<String, Value>,
+    #[serde(rename = "requestID", skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
+    #[serde(rename = "eventID")]
+    event_id: String,
+    read_only: bool,
+    /// The keys that the call named.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub resources: Vec<EventResource>,
+    event_type: EventType,
+    management_event: bool,
+    recipient_account_id: String,
+    /// What the daemon did by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_event_details: Option<Value>,
+    event_category: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_details: Option<TlsDetails>,
+}
+
+/// Why there is a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum EventType {
+    /// Somebody called.
+    AwsApiCall,
+    /// The daemon did something by itself.
+    AwsServiceEvent,
+}
+
+/// A resource of a record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventResource {
+    account_id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(rename = "ARN")]
+    arn: String,
+}
+
+impl EventResource {
+    /// A KMS key.
+    pub fn key(account: &str, arn: &str) -> Self {
+        EventResource { account_id: account.to_owned(), kind: "AWS::KMS::Key", arn: arn.to_owned() }
+    }
+
+    /// Its ARN.
+    pub fn arn(&self) -> &str {
+        &self.arn
+    }
+}
+
+/// Who called.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UserIdentity {
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    principal_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arn: Option<String>,
+    account_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_name: Option<String>,
+    /// SHA-256 of the client certificate, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credential_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_context: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invoked_by: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TlsDetails {
+    tls_version: String,
+    cipher_suite: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_provided_host_header: Option<String>,
+}
+
+/// What a record says of every call, whatever it is.
+pub struct Context<'a> {
+    /// eventSource.
+    pub source: &'static str,
+    /// eventName.
+    pub name: &'static str,
+    /// awsRegion.
+    pub region: &'a str,
+    /// eventTime, milliseconds since the epoch.
+    pub time_ms: i64,
+    /// readOnly.
+    pub read_only: bool,
+}
+
+impl Record {
+    /// The record of a call.
+    pub fn call(context: Context<'_>, caller: &Caller, request_id: &str) -> Record {
+        let tls_details = caller.tls.as_ref().map(|tls| TlsDetails {
+            tls_version: tls.version.clone(),
+            cipher_suite: tls.cipher_suite.clone(),
+            client_provided_host_header: tls.host.clone(),
+        });
+        Record {
+            source_ip_address: match &caller.origin {
+                Origin::Tcp(address) => address.ip().to_string(),
+                Origin::Unix { .. } => "localhost".to_owned(),
+            },
+            user_agent: caller.user_agent.clone().unwrap_or_default(),
+            request_id: Some(request_id.to_owned()),
+            tls_details,
+            ..Record::new(context, UserIdentity::of(caller), caller.principal.account.clone(), EventType::AwsApiCall)
+        }
+    }
+
+    /// The record of what the daemon did by itself, for one account.
+    pub fn service(context: Context<'_>, account: &str, details: Value) -> Record {
+        let identity = UserIdentity {
+            kind: None,
+            principal_id: None,
+            arn: None,
+            account_id: account.to_owned(),
+            user_name: None,
+            credential_id: None,
+            session_context: None,
+            invoked_by: Some("AWS Internal"),
+        };
+        Record {
+            service_event_details: Some(details),
+            ..Record::new(context, identity, account.to_owned(), EventType::AwsServiceEvent)
+        }
+    }
+
+    fn new(context: Context<'_>, user_identity: UserIdentity, account: String, event_type: EventType) -> Record {
+        Record {
+            event_version: EVENT_VERSION,
+            user_identity,
+            event_time: context.time_ms,
+            event_source: context.source,
+            event_name: context.name,
+            aws_region: context.region.to_owned(),
+            source_ip_address: "AWS Internal".to_owned(),
+            user_agent: "AWS Internal".to_owned(),
+            error_code: None,
+            error_message: None,
+            request_parameters: None,
+            response_elements: None,
+            additional_event_data: Map::new(),
+            request_id: None,
+            event_id: uuid::Uuid::new_v4().to_string(),
+            read_only: context.read_only,
+            resources: Vec::new(),
+            event_type,
+            management_event: true,
+            recipient_account_id: account,
+            service_event_details: None,
+            event_category: "Management",
+            tls_details: None,
+        }
+    }
+
+    /// Notes why the call failed.
+    pub fn failed(&mut self, error: &Error) {
+        self.error_code = Some(match error.exception {
+            // CloudTrail writes this one without its ending.
+            Exception::AccessDenied => "AccessDenied",
+            other => other.name(),
+        });
+        if !error.message.is_empty() {
+            self.error_message = Some(truncated(&error.message, ERROR_TEXT_BYTES_MAX).to_owned());
+        }
+        self.response_elements = None;
+    }
+
+    /// The event for the store.
+    pub fn event(&self) -> serde_json::Result<NewEvent> {
+        Ok(NewEvent { id: self.event_id.clone(), time_ms: self.event_time, record: serde_json::to_string(self)? })
+    }
+}
+
+impl UserIdentity {
+    fn of(caller: &Caller) -> UserIdentity {
+        let principal = &*caller.principal;
+        let credential_id = caller.tls.as_ref().map(|tls| tls.certificate_sha256.clone());
+        let identity = |kind, user_name| UserIdentity {
+            kind: Some(kind),
+            principal_id: Some(principal.principal_id.clone()),
+            arn: Some(principal.arn.clone()),
+            account_id: principal.account.clone(),
+            user_name,
+            credential_id: credential_id.clone(),
+            session_context: None,
+            invoked_by: None,
+        };
+        match principal.kind {
+            PrincipalKind::Root => identity("Root", None),
+            PrincipalKind::User => identity("IAMUser", Some(principal.name.clone())),
+            PrincipalKind::Role => {
+                let session = caller.session_name();
+                UserIdentity {
+                    principal_id: Some(format!("{}:{session}", principal.principal_id)),
+                    arn: Some(principal.session_arn(&session)),
+                    session_context: Some(issuer(principal)),
+                    ..identity("AssumedRole", None)
+                }
+            }
+        }
+    }
+}
+
+fn issuer(role: &Principal) -> Value {
+    serde_json::json!({
+        "sessionIssuer": {
+            "type": "Role",
+            "principalId": role.principal_id,
+            "arn": role.arn,
+            "accountId": role.account,
+            "userName": role.name,
+        }
+    })
+}
+
+fn seconds<S: serde::Serializer>(time_ms: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+    let time = jiff::Timestamp::from_second(time_ms.div_euclid(1000)).map_err(serde::ser::Error::custom)?;
+    serializer.collect_str(&time.strftime("%Y-%m-%dT%H:%M:%SZ"))
+}
+
+fn truncated(text: &str, bytes_max: usize) -> &str {
+    let mut end = text.len().min(bytes_max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
+}

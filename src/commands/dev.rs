@@ -1,0 +1,110 @@
+//! `strongroom dev`: a complete instance from nothing.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::dev_setup::{self, DevInstance, DevOptions, SoftHsm};
+use super::hsm_init;
+use crate::config::{Config, Flags};
+use crate::daemon;
+use crate::hardening::harden;
+use crate::hsm::{MemberSettings, softhsm};
+
+/// The options of `strongroom dev`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct DevArgs {
+    /// The folder that everything lives in; made where it is not there.
+    #[arg(long, default_value = "strongroom-dev")]
+    pub dir: PathBuf,
+    /// Where gRPC listens [default: 127.0.0.1:50051].
+    #[arg(long)]
+    pub grpc: Option<SocketAddr>,
+    /// Where the AWS protocol will listen; the port is not opened yet [default: 127.0.0.1:8080].
+    #[arg(long)]
+    pub aws: Option<SocketAddr>,
+    /// Where /livez, /readyz and /metrics listen [default: 127.0.0.1:9090].
+    #[arg(long)]
+    pub http: Option<SocketAddr>,
+    /// The account, twelve digits [default: 111122223333].
+    #[arg(long)]
+    pub account_id: Option<String>,
+    /// The Region [default: us-east-1].
+    #[arg(long)]
+    pub region: Option<String>,
+}
+
+/// Prepares the folder where that is still to be done, and serves.
+pub fn run(args: &DevArgs, runtime: impl Fn() -> anyhow::Result<tokio::runtime::Runtime>) -> anyhow::Result<()> {
+    let hardening = harden();
+    let options = DevOptions {
+        grpc: args.grpc,
+        aws: args.aws,
+        http: args.http,
+        account_id: args.account_id.clone(),
+        region: args.region.clone(),
+    };
+    let instance = dev_setup::prepare(&args.dir, &options, &ThisHost)?;
+    let loaded = Config::load(Some(&instance.config), &Flags::new())?;
+    daemon::start_log(&loaded.config)?;
+    hardening.log();
+    if instance.needs_ceremony {
+        runtime()?.block_on(ceremony(&instance, &loaded))?;
+    }
+    let dir = instance.dir.clone();
+    let serve = daemon::serve(
+        daemon::Options { config: instance.config, flags: Flags::new() },
+        |config, bound| {
+            dev_setup::write_env(&dir, &config.region, bound.grpc, None)?;
+            daemon::announce(config, bound)
+        },
+    );
+    runtime()?.block_on(serve)
+}
+
+/// Finds SoftHSM2.
+pub fn locate() -> anyhow::Result<PathBuf> {
+    softhsm::library().context("SoftHSM2 is not installed: install it (Debian: apt-get install softhsm2), or name libsofthsm2.so in STRONGROOM_SOFTHSM2_LIBRARY")
+}
+
+async fn ceremony(instance: &DevInstance, loaded: &crate::config::Loaded) -> anyhow::Result<()> {
+    let member = MemberSettings {
+        module: dev_setup::MODULE.to_owned(),
+        token: instance.token_uri(),
+        pin: dev_setup::USER_PIN.to_owned(),
+    };
+    hsm_init::hold_once(loaded, member).await?;
+    instance.mark_initialized()
+}
+
+/// The SoftHSM2 of this host.
+struct ThisHost;
+
+impl SoftHsm for ThisHost {
+    fn locate(&self) -> anyhow::Result<PathBuf> {
+        locate()
+    }
+
+    fn write_conf(&self, folder: &Path, tokens: &Path) -> anyhow::Result<PathBuf> {
+        let conf = folder.join("softhsm2.conf");
+        softhsm::write_configuration(&conf, tokens)?;
+        Ok(conf)
+    }
+
+    fn init_token(
+        &self,
+        library: &Path,
+        conf: &Path,
+        label: &str,
+        so_pin: &SecretString,
+        pin: &SecretString,
+    ) -> anyhow::Result<String> {
+        let environment = [(softhsm::CONFIGURATION_VARIABLE.to_owned(), conf.display().to_string())].into();
+        crate::hsm::with_environment(&environment, || {
+            softhsm::initialise_token(library, label, so_pin.expose_secret(), pin.expose_secret())
+        })
+        .map_err(|error| anyhow::anyhow!("the SoftHSM2 token cannot be initialised: {error}"))
+    }
+}

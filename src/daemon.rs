@@ -1,0 +1,485 @@
+//! `strongroom serve`: configuration, then the parts, then the listeners; and
+//! their orderly end.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
+use futures::future::BoxFuture;
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::grpc::{CallLimits, Routes};
+use crate::api::identity::{Authenticator, Resolver};
+use crate::api::limits::{Gate, TransportLimits};
+use crate::api::listener::{Bind, Listener, Serving};
+use crate::api::operators::{self, OperatorListener};
+use crate::api::tls::{ClientCaSettings, TlsSettings, TlsState};
+use crate::app::{App, Denials, Parts};
+use crate::audit::history::History;
+use crate::audit::head;
+use crate::caller::{Credential, Principal};
+use crate::config::{Config, Flags, LogFormat, Loaded, restart_needed};
+use crate::health;
+use crate::hsm::{Cluster, MemberState};
+use crate::identity::{self, Identity};
+use crate::jobs;
+use crate::registry::{CacheLimits, Registry};
+use crate::store::sqlite::{SqliteOptions, SqliteStore};
+use crate::store::{Commit, Store};
+use crate::systemd;
+
+/// How long a start waits for a first member, before it serves without one.
+const FIRST_MEMBER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Keys, backing keys and aliases that are kept ready, each.
+const CACHED_KEYS: u64 = 50_000;
+
+/// What a daemon is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// What the command line says.
+    pub flags: Flags,
+}
+
+/// Where a daemon listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Bound {
+    /// gRPC over TCP.
+    pub grpc: SocketAddr,
+    /// /livez, /readyz, /metrics.
+    pub http: SocketAddr,
+}
+
+/// Runs a daemon until it is told to stop. `ready` is called once, when it serves.
+pub async fn serve(options: Options, ready: impl FnOnce(&Config, Bound) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let hangups = signal(SignalKind::hangup())?;
+    let loaded = Config::load(Some(&options.config), &options.flags)?;
+    let metrics = operators::install_recorder()?;
+    let parts = assemble(&loaded).await?;
+    let authenticator = Arc::new(Authenticator::new(Some(Arc::new(tls(&loaded.config)?)), resolver(&loaded)));
+    let gate = Gate::new(transport_limits(&loaded.config));
+    let stop = CancellationToken::new();
+    let serving = Serving {
+        authenticator: authenticator.clone(),
+        gate: gate.clone(),
+        shutdown: stop.clone(),
+        drain_timeout: Duration::from_millis(loaded.config.limits.drain_timeout_ms),
+    };
+
+    let mut listeners = vec![Listener::bind(&Bind::Tcp(loaded.config.grpc.address)).await.context("grpc.address")?];
+    if let Some(path) = &loaded.config.grpc.unix_socket {
+        let bind = Bind::Unix { path: path.clone(), mode: loaded.config.grpc.unix_socket_mode.0 };
+        listeners.push(Listener::bind(&bind).await.context("grpc.unix_socket")?);
+    }
+    let operators = OperatorListener::bind(loaded.config.http.address).await.context("http.address")?;
+    let bound = Bound { grpc: tcp(&listeners)?, http: operators.address()? };
+
+    let app = parts.app.clone();
+    record_start(&app, &loaded).await?;
+    let background = Background::start(&app);
+    let (reporter, front) = front(&app, &authenticator, &loaded);
+    let mut servers = JoinSet::new();
+    for listener in listeners {
+        servers.spawn(listener.serve(front.clone(), serving.clone()));
+    }
+    let pages = operators::router(Arc::new(health::Ready(app.clone())), metrics.clone());
+    let operators = tokio::spawn(operators.serve(pages, background.stop.clone()));
+    tokio::spawn(operators::metrics_upkeep(metrics, background.stop.clone()));
+    tokio::spawn(health::report(app.clone(), reporter, stop.clone()));
+    tokio::spawn(systemd::watchdog(|| true, stop.clone()));
+    ready(&loaded.config, bound)?;
+    systemd::ready();
+
+    let reload = Reload { options, authenticator, gate, app: app.clone(), front, current: Mutex::new(loaded) };
+    wait_for_end(hangups, &reload).await?;
+
+    systemd::stopping();
+    tracing::info!("stopping: requests in flight are finished");
+    app.stopping.cancel();
+    stop.cancel();
+    while servers.join_next().await.is_some() {}
+    app.tasks.close();
+    let drained = tokio::time::timeout(serving.drain_timeout, app.tasks.wait()).await;
+    if drained.is_err() {
+        tracing::warn!(calls = app.tasks.len(), "calls did not end within limits.drain_timeout_ms");
+    }
+    background.end(&app).await;
+    operators.await.context("the operators' pages")?;
+    parts.end().await
+}
+
+/// The parts that outlive requests and must be ended in order.
+struct Assembled {
+    app: Arc<App>,
+    store: Arc<SqliteStore>,
+}
+
+impl Assembled {
+    async fn end(self) -> anyhow::Result<()> {
+        self.app.history.close().await;
+        self.app.cluster.shutdown().await;
+        self.store.close().await.context("the store could not be closed")?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Opens the store and the HSMs.
+async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
+    let config = &loaded.config;
+    let store = Arc::new(SqliteStore::open(&config.data_dir, sqlite_options(config)).await?);
+    let dynamic: Arc<dyn Store> = store.clone();
+    let Identity { cluster: identity, members, row } = identity::read(&*dynamic).await?;
+    let mut opened = Vec::with_capacity(members.len());
+    for member in members {
+        let pin = config.pin(&member.pin)?;
+        opened.push((member, pin));
+    }
+    let cluster = Cluster::start(&config.modules, opened, identity.clone(), config.hsm.clone())?;
+    let registry =
+        Registry::new(dynamic.clone(), cluster.clone(), identity.mac_key(), CacheLimits { keys: CACHED_KEYS });
+    if first_member(&cluster).await {
+        identity::check(&registry, &row).await?;
+    } else {
+        tracing::warn!("no member of the cluster is attached yet: the daemon serves when one is");
+    }
+    let history = Arc::new(History::open(&config.data_dir, dynamic.clone()).await?);
+    let recorded_ms = last_recorded_ms(&*dynamic).await?;
+    let app = App::new(Parts {
+        region: config.region.clone(),
+        account: account(loaded)?,
+        recorded_ms,
+        store: dynamic,
+        registry,
+        cluster,
+        identity,
+        history,
+        denials: denials(config),
+        requests_per_principal_max: config.limits.requests_per_principal_max,
+    });
+    if let Some(restored) = store.restored() {
+        recover_leases(&app, restored.at_ms).await?;
+        store.acknowledge_restore().await?;
+    }
+    Ok(Assembled { app, store })
+}
+
+/// How the store is opened.
+pub fn sqlite_options(config: &Config) -> SqliteOptions {
+    SqliteOptions {
+        min_free_bytes: config.store.min_free_bytes,
+        commit_timeout_ms: config.store.commit_timeout_ms,
+        ..SqliteOptions::default()
+    }
+}
+
+/// The account that has the events that belong to none.
+pub fn account(loaded: &Loaded) -> anyhow::Result<String> {
+    let management = loaded.config.management_account.as_ref().map(|id| id.as_str().to_owned());
+    let first = || loaded.directory.accounts().next().map(|account| account.id.clone());
+    management.or_else(first).context("the configuration has no account")
+}
+
+async fn first_member(cluster: &Cluster) -> bool {
+    let mut health = cluster.watch();
+    let serves = |members: &Vec<crate::hsm::MemberHealth>| members.iter().any(|member| member.state == MemberState::Serving);
+    let waited = tokio::time::timeout(FIRST_MEMBER_TIMEOUT, health.wait_for(serves)).await;
+    matches!(waited, Ok(Ok(_)))
+}
+
+/// The time of the last event or signed head, whichever is later.
+async fn last_recorded_ms(store: &dyn Store) -> anyhow::Result<Option<i64>> {
+    let end = *store.end().borrow();
+    let event = store.events_at(&[end]).await?.first().map(|event| event.time_ms);
+    let before = crate::store::Position { sequence: end.sequence.saturating_sub(1), ..end };
+    let head = store.heads(before, 1).await?.last().map(|head| head.time_ms);
+    Ok(event.max(head))
+}
+
+/// After a restore nobody knows how many uses of which key were leased since
+/// the backup: every key goes on as if a generous number of leases were gone.
+async fn recover_leases(app: &App, restored_ms: i64) -> anyhow::Result<()> {
+    let moved = app.registry.skip_leases().await.map_err(|error| {
+        anyhow::anyhow!("the use counts of the restored keys could not be moved ahead: {error} {}", error.detail.as_deref().unwrap_or_default())
+    })?;
+    let details = json!({
+        "restoredAtMs": restored_ms,
+        "keysMovedAhead": moved,
+        "usesMovedAhead": crate::registry::RESTORE_USES,
+        "unknown": "what was changed and recorded after the backup was made",
+    });
+    record(app, "StoreRestored", details).await
+}
+
+async fn record(app: &App, name: &'static str, details: Value) -> anyhow::Result<()> {
+    let event = jobs::service_event(app, name, &app.account, details, None)?;
+    app.store.commit(Commit { changes: Vec::new(), events: vec![event] }).await?;
+    Ok(())
+}
+
+async fn record_start(app: &App, loaded: &Loaded) -> anyhow::Result<()> {
+    let details = json!({ "version": env!("CARGO_PKG_VERSION"), "configurationSha256": loaded.sha256 });
+    record(app, "StartService", details).await
+}
+
+/// What runs beside the requests.
+struct Background {
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Background {
+    fn start(app: &Arc<App>) -> Background {
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(jobs::run(app.clone(), stop.clone()));
+        let (head_app, head_stop) = (app.clone(), stop.clone());
+        tasks.spawn(async move { head::run(&head_app, head_stop).await });
+        Background { stop, tasks }
+    }
+
+    /// Records the end, and signs the log's head a last time.
+    async fn end(mut self, app: &App) {
+        if let Err(error) = record(app, "StopService", json!({})).await {
+            tracing::error!(%error, "the end of the service could not be recorded");
+        }
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+async fn wait_for_end(mut hangups: tokio::signal::unix::Signal, reload: &Reload) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangups.recv() => reload.run().await,
+        }
+    }
+}
+
+/// What SIGHUP does.
+struct Reload {
+    options: Options,
+    authenticator: Arc<Authenticator>,
+    gate: Arc<Gate>,
+    app: Arc<App>,
+    front: Front,
+    current: Mutex<Loaded>,
+}
+
+impl Reload {
+    async fn run(&self) {
+        systemd::reloading();
+        let old = self.current.lock().sha256.clone();
+        let (outcome, details) = match self.prepare() {
+            Ok((loaded, tls)) => {
+                let details = json!({ "oldSha256": old, "newSha256": loaded.sha256 });
+                (Ok((loaded, tls)), details)
+            }
+            Err(error) => {
+                let details = json!({ "oldSha256": old, "refused": error.to_string() });
+                (Err(error), details)
+            }
+        };
+        // On the record first: no rule is in force that the log does not know.
+        let recorded = record(&self.app, "ReloadConfiguration", details).await;
+        match (outcome, recorded) {
+            (Ok((loaded, tls)), Ok(())) => {
+                tracing::info!(sha256 = loaded.sha256, "the configuration was reloaded");
+                self.apply(loaded, tls);
+            }
+            (Err(error), _) => tracing::error!("the configuration stays as it was: {error:#}"),
+            (Ok(_), Err(error)) => tracing::error!("the configuration stays as it was: the reload could not be recorded: {error:#}"),
+        }
+        systemd::ready();
+    }
+
+    fn prepare(&self) -> anyhow::Result<(Loaded, TlsState)> {
+        let loaded = Config::load(Some(&self.options.config), &self.options.flags)?;
+        let restart = restart_needed(&self.current.lock().config, &loaded.config);
+        if !restart.is_empty() {
+            bail!("these keys take effect only after a restart: {}", restart.join(", "));
+        }
+        let tls = tls(&loaded.config)?;
+        Ok((loaded, tls))
+    }
+
+    fn apply(&self, loaded: Loaded, tls: TlsState) {
+        self.gate.set_limits(transport_limits(&loaded.config));
+        self.app.set_limits(denials(&loaded.config), loaded.config.limits.requests_per_principal_max);
+        self.front.limits.store(Arc::new(call_limits(&loaded.config)));
+        self.authenticator.swap(Some(Arc::new(tls)), resolver(&loaded));
+        *self.current.lock() = loaded;
+    }
+}
+
+/// What every listener serves: authentication, then the API; health and
+/// reflection besides.
+#[derive(Clone)]
+pub struct Front {
+    app: Arc<App>,
+    authenticator: Arc<Authenticator>,
+    routes: Arc<Routes>,
+    others: tonic::service::Routes,
+    limits: Arc<ArcSwap<CallLimits>>,
+}
+
+fn front(app: &Arc<App>, authenticator: &Arc<Authenticator>, loaded: &Loaded) -> (tonic_health::server::HealthReporter, Front) {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    let mut others = tonic::service::Routes::new(health);
+    match reflection.build_v1() {
+        Ok(service) => others = others.add_service(service),
+        Err(error) => tracing::error!(%error, "reflection is not offered"),
+    }
+    let front = Front {
+        app: app.clone(),
+        authenticator: authenticator.clone(),
+        routes: Arc::new(Routes::new()),
+        others: others.prepare(),
+        limits: Arc::new(ArcSwap::from_pointee(call_limits(&loaded.config))),
+    };
+    (reporter, front)
+}
+
+impl tower::Service<http::Request<Incoming>> for Front {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Incoming>) -> Self::Future {
+        let (head, body) = request.into_parts();
+        let caller = match self.authenticator.authenticate(&head) {
+            Ok(caller) => caller,
+            Err(refused) => return Box::pin(async move { Ok(refused.status().into_http()) }),
+        };
+        let request = http::Request::from_parts(head, tonic::body::Body::new(body));
+        if self.routes.contains(request.uri().path()) {
+            let served = self.routes.serve(self.app.clone(), caller, **self.limits.load(), request);
+            return Box::pin(async move {
+                match served {
+                    Some(answer) => Ok(answer.await),
+                    None => Ok(tonic::Status::unimplemented("no such operation").into_http()),
+                }
+            });
+        }
+        let mut others = self.others.clone();
+        Box::pin(async move { tower::Service::call(&mut others, request).await })
+    }
+}
+
+fn resolver(loaded: &Loaded) -> Arc<dyn Resolver> {
+    let directory = loaded.directory.clone();
+    let host_account = account(loaded).unwrap_or_default();
+    let own = rustix::process::geteuid().as_raw();
+    Arc::new(move |credentials: &[Credential]| {
+        directory.resolve(credentials).or_else(|| {
+            let host = credentials.iter().find_map(|credential| match credential {
+                Credential::Uid(uid) if *uid == 0 || *uid == own => Some(*uid),
+                _ => None,
+            });
+            host.map(|uid| Arc::new(Principal::host(&host_account, uid)))
+        })
+    })
+}
+
+fn tls(config: &Config) -> anyhow::Result<TlsState> {
+    let client_cas = config
+        .tls
+        .client_cas
+        .iter()
+        .map(|(name, ca)| ClientCaSettings {
+            name: name.clone(),
+            file: ca.file.clone(),
+            crl: ca.crl.clone(),
+            common_names: ca.common_names,
+        })
+        .collect();
+    let settings =
+        TlsSettings { certificate: config.tls.certificate.clone(), key: config.tls.key.clone(), client_cas };
+    Ok(TlsState::load(&settings)?)
+}
+
+fn transport_limits(config: &Config) -> TransportLimits {
+    let limits = &config.limits;
+    TransportLimits {
+        connections_max: limits.connections_max as usize,
+        connections_per_peer_max: limits.connections_per_peer_max as usize,
+        handshake_timeout_ms: limits.handshake_timeout_ms,
+        streams_per_connection_max: limits.streams_per_connection_max,
+        header_bytes_max: limits.header_bytes_max,
+        message_bytes_max: limits.message_bytes_max as usize,
+        connection_age_ms: limits.connection_age_ms,
+        connection_idle_ms: limits.connection_idle_ms,
+    }
+}
+
+fn call_limits(config: &Config) -> CallLimits {
+    CallLimits {
+        request_timeout: Duration::from_millis(config.limits.request_timeout_ms),
+        message_bytes_max: config.limits.message_bytes_max as usize,
+    }
+}
+
+fn denials(config: &Config) -> Denials {
+    let at_least_one = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
+    Denials::new(at_least_one(config.limits.denials_per_second), at_least_one(config.limits.denials_burst))
+}
+
+fn tcp(listeners: &[Listener]) -> anyhow::Result<SocketAddr> {
+    let bound = listeners.iter().find_map(|listener| match listener.bound() {
+        Bind::Tcp(address) => Some(address),
+        Bind::Unix { .. } => None,
+    });
+    bound.context("no TCP listener")
+}
+
+/// Begins to write the log as the configuration says. The filter counts for
+/// this crate and its libraries.
+pub fn start_log(config: &Config) -> anyhow::Result<()> {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_new(&config.log.filter).context("log.filter")?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match config.log.format {
+        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("the log cannot be started: {error}"))
+}
+
+/// Tells that the daemon serves, in one line on standard output.
+pub fn announce(config: &Config, bound: Bound) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let socket = config.grpc.unix_socket.as_ref().map(|path| format!(", unix:{}", path.display()));
+    let mut out = std::io::stdout();
+    writeln!(
+        out,
+        "strongroom {} ready: gRPC https://{}{}, operators http://{}",
+        env!("CARGO_PKG_VERSION"),
+        bound.grpc,
+        socket.unwrap_or_default(),
+        bound.http
+    )?;
+    out.flush()?;
+    Ok(())
+}

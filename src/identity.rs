@@ -1,0 +1,75 @@
+//! What makes this installation itself: the keys of its own in the HSMs, and
+//! the tokens that have them. Made once, by the ceremony of `strongroom hsm
+//! init`; never because it was not found.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::hsm::{ClusterIdentity, MemberSettings};
+use crate::registry::{Draft, Registry, Stored};
+use crate::store::{Kind, Row, RowId, Store};
+
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The row.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Installation {
+    cluster: ClusterIdentity,
+    members: Vec<MemberSettings>,
+}
+
+impl Stored for Installation {
+    const KIND: Kind = Kind::System;
+}
+
+/// What the row says.
+pub struct Identity {
+    /// The keys.
+    pub cluster: ClusterIdentity,
+    /// The tokens.
+    pub members: Vec<MemberSettings>,
+    /// The row itself, for [`check`].
+    pub row: Row,
+}
+
+/// Reads the identity, before there is an HSM to check it.
+///
+/// # Errors
+/// What to do when there is none.
+pub async fn read(store: &dyn Store) -> anyhow::Result<Identity> {
+    let row = store.row(&id()).await?.context(
+        "the data folder knows no HSM yet: hold the ceremony first, `strongroom hsm init --config FILE --token URI`",
+    )?;
+    let Installation { cluster, members } =
+        serde_json::from_str(&row.body).context("the row of the HSM cluster cannot be read")?;
+    Ok(Identity { cluster, members, row })
+}
+
+/// Whether a data folder has an identity.
+pub async fn exists(store: &dyn Store) -> anyhow::Result<bool> {
+    Ok(store.row(&id()).await?.is_some())
+}
+
+/// Checks the row's MAC with the HSM that it names.
+///
+/// # Errors
+/// When it was changed by somebody else.
+pub async fn check(registry: &Registry, row: &Row) -> anyhow::Result<()> {
+    if !registry.is_sealed(row, Instant::now() + CHECK_TIMEOUT).await? {
+        bail!("the row of the HSM cluster was changed from outside: its MAC does not fit; restore a backup");
+    }
+    Ok(())
+}
+
+/// The change that makes the identity known.
+pub fn draft(cluster: ClusterIdentity, members: Vec<MemberSettings>) -> crate::error::Result<Draft> {
+    Draft::insert(id(), &Installation { cluster, members })
+}
+
+fn id() -> RowId {
+    RowId { kind: Kind::System, region: String::new(), account: String::new(), id: "cluster".to_owned() }
+}

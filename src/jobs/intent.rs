@@ -1,0 +1,97 @@
+//! What an HSM was asked to do in its tokens is outside the store's
+//! transaction. An intent is committed first, and finished or undone here if
+//! the daemon did not live to do it.
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::STEP_TIMEOUT;
+use crate::app::App;
+use crate::error::{Error, Result};
+use crate::hsm::{BackingId, Home, KeyRef};
+use crate::key::spec;
+use crate::proto::kms::{KeySpec, KeyUsageType};
+use crate::registry::{Draft, Held, Stored, from_hsm, from_store};
+use crate::store::{Commit, Kind, RowId};
+use crate::wire;
+
+/// An intent is left alone so long, because the call that made it may still run.
+const AGE_MS: i64 = 5 * 60 * 1000;
+const PAGE: u32 = 100;
+
+/// Something that is to happen to a token object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// Made or destroyed.
+    effect: Effect,
+    /// The KMS key.
+    key: RowId,
+    /// Its spec.
+    #[serde(with = "wire::text")]
+    spec: KeySpec,
+    /// Its usage.
+    #[serde(with = "wire::text")]
+    usage: KeyUsageType,
+    /// When, milliseconds since the epoch; 0 is at once.
+    created_ms: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Effect {
+    /// The object is made; undone unless the key's commit came.
+    Create,
+    /// The object is destroyed; done again until it is gone.
+    Destroy,
+}
+
+impl Stored for Intent {
+    const KIND: Kind = Kind::Intent;
+}
+
+impl Intent {
+    /// Before a key's object is made.
+    pub fn create(key: &RowId, backing: BackingId, spec: KeySpec, usage: KeyUsageType, now_ms: i64) -> Held<Intent> {
+        Self::held(backing, Intent { effect: Effect::Create, key: key.clone(), spec, usage, created_ms: now_ms })
+    }
+
+    /// Together with the commit after which a key's object is destroyed.
+    pub fn destroy(key: &RowId, backing: BackingId, spec: KeySpec, usage: KeyUsageType) -> Held<Intent> {
+        Self::held(backing, Intent { effect: Effect::Destroy, key: key.clone(), spec, usage, created_ms: 0 })
+    }
+
+    fn held(backing: BackingId, intent: Intent) -> Held<Intent> {
+        let id = RowId { kind: Kind::Intent, id: backing.to_string(), ..intent.key.clone() };
+        Held { id, version: 1, value: intent }
+    }
+}
+
+/// Finishes or undoes what is left.
+pub(super) async fn settle(app: &App) -> Result<()> {
+    let now_ms = app.clock.now_ms();
+    for row in app.store.all_rows(Kind::Intent, None, PAGE).await.map_err(from_store)? {
+        let deadline = Instant::now() + STEP_TIMEOUT;
+        let held: Held<Intent> = app.registry.open(row, deadline).await?;
+        if now_ms >= held.value.created_ms + AGE_MS || held.value.created_ms < app.started_ms {
+            settle_one(app, &held, deadline).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn settle_one(app: &App, held: &Held<Intent>, deadline: Instant) -> Result<()> {
+    let id: BackingId = held.id.id.parse().map_err(|_| Error::internal(format!("row {} has no key's id", held.id)))?;
+    let kept = held.value.effect == Effect::Create
+        && app.registry.backing(&held.value.key, id, deadline).await?.is_some();
+    if !kept {
+        tracing::info!(object = %held.id.id, effect = ?held.value.effect, "removing a token object that no key has");
+        let unknown = || Error::internal(format!("row {} is of a kind that no HSM makes", held.id));
+        let material = spec::material(held.value.spec).ok_or_else(unknown)?;
+        let usage = spec::hsm_use(held.value.usage).ok_or_else(unknown)?;
+        let object = KeyRef { id, material, usage, home: Home::Resident };
+        app.cluster.destroy(&object, deadline).await.map_err(from_hsm)?;
+    }
+    let drafts = [Draft::delete(held)];
+    let changes = app.registry.seal(&drafts, deadline).await?;
+    app.store.commit(Commit { changes, events: Vec::new() }).await.map(|_| ()).map_err(from_store)
+}

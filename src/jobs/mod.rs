@@ -1,0 +1,70 @@
+//! What happens by the clock, and what a crash left to be finished.
+
+mod clock;
+mod deletion;
+mod intent;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+pub use clock::ClockGate;
+pub use intent::Intent;
+
+use crate::app::App;
+use crate::audit::record::{Context, EventResource, Record};
+use crate::error::{Error, Result};
+use crate::store::NewEvent;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Longest that one step of a job waits for an HSM.
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Runs every job until it is stopped.
+pub async fn run(app: Arc<App>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => (),
+            () = stop.cancelled() => return,
+        }
+        for (job, result) in [
+            ("unrecorded calls", unrecorded(&app).await),
+            ("intents", intent::settle(&app).await),
+            ("deletions", deletion::run(&app).await),
+        ] {
+            if let Err(error) = result {
+                tracing::warn!(job, %error, detail = error.detail, "a job failed; it is tried again");
+            }
+        }
+    }
+}
+
+/// Reports calls that could not be recorded, once the log takes events again.
+async fn unrecorded(app: &App) -> Result<()> {
+    let count = app.unrecorded.take();
+    if count == 0 {
+        return Ok(());
+    }
+    let event = service_event(app, "UnrecordedCalls", &app.account, json!({ "calls": count, "answer": "KMSInternalException" }), None)?;
+    let commit = crate::store::Commit { changes: Vec::new(), events: vec![event] };
+    app.store.commit(commit).await.map(|_| ()).map_err(|error| {
+        app.unrecorded.put_back(count);
+        crate::registry::from_store(error)
+    })
+}
+
+/// An event of the daemon's own.
+pub fn service_event(app: &App, name: &'static str, account: &str, details: Value, key: Option<&str>) -> Result<NewEvent> {
+    let context = Context {
+        source: crate::operation::Service::Kms.event_source(),
+        name,
+        region: &app.region,
+        time_ms: app.clock.now_ms(),
+        read_only: false,
+    };
+    let mut record = Record::service(context, account, details);
+    record.resources.extend(key.map(|arn| EventResource::key(account, arn)));
+    record.event().map_err(|error| Error::internal(error.to_string()))
+}

@@ -1,0 +1,128 @@
+//! The rows that describe keys, as JSON in the store.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::hsm::{BackingId, Blob, Home, KeyRef, Made, Material, Use};
+use crate::proto::kms::{KeyManagerType, KeySpec, KeyState, KeyUsageType, OriginType};
+use crate::wire;
+
+/// A KMS key. Its Region, account and id are the row's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// KeySpec.
+    #[serde(with = "wire::text")]
+    pub spec: KeySpec,
+    /// KeyUsage.
+    #[serde(with = "wire::text")]
+    pub usage: KeyUsageType,
+    /// KeyState.
+    #[serde(with = "wire::text")]
+    pub state: KeyState,
+    /// Origin.
+    #[serde(with = "wire::text")]
+    pub origin: OriginType,
+    /// KeyManager.
+    #[serde(with = "wire::text")]
+    pub manager: KeyManagerType,
+    /// Description.
+    pub description: String,
+    /// CreationDate, milliseconds since the epoch.
+    pub created_ms: i64,
+    /// The scheduled deletion.
+    pub deletion: Option<Deletion>,
+    /// The key policy, JSON.
+    pub policy: String,
+    /// Tags.
+    pub tags: BTreeMap<String, String>,
+    /// The material that new work uses.
+    pub current: BackingId,
+}
+
+/// A deletion that was scheduled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deletion {
+    /// DeletionDate, milliseconds since the epoch.
+    pub due_ms: i64,
+    /// PendingWindowInDays.
+    pub window_days: i32,
+}
+
+/// One version of a key's material. Its id in hex is the row's id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackingKey {
+    /// The KMS key's id.
+    pub key_id: String,
+    /// The KMS key's spec, from which its kind of material follows.
+    #[serde(with = "wire::text")]
+    pub spec: KeySpec,
+    /// The KMS key's usage.
+    #[serde(with = "wire::text")]
+    pub usage: KeyUsageType,
+    /// Where it lives.
+    pub home: StoredHome,
+    /// DER SubjectPublicKeyInfo of a key pair.
+    pub public_key: Option<Blob>,
+    /// When it was made, milliseconds since the epoch.
+    pub created_ms: i64,
+    /// Uses with a random IV that were leased so far (NIST SP 800-38D, 8.3).
+    pub uses_leased: u64,
+}
+
+/// [`Home`] as it is in a row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoredHome {
+    /// Wrapped under a wrapping key.
+    Wrapped {
+        /// CKA_ID of the wrapping key.
+        by: BackingId,
+        /// What C_WrapKey returned.
+        blob: Blob,
+    },
+    /// A token object.
+    Resident,
+}
+
+/// An alias. Its name is the row's id, its key the row's parent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alias {
+    /// TargetKeyId.
+    pub target: String,
+    /// CreationDate, milliseconds since the epoch.
+    pub created_ms: i64,
+    /// LastUpdatedDate, milliseconds since the epoch.
+    pub updated_ms: i64,
+}
+
+impl BackingKey {
+    /// The row of a backing key that was just made.
+    pub fn new(key_id: &str, key: &Key, made: &Made) -> Self {
+        let home = match &made.key.home {
+            Home::Wrapped { by, blob } => StoredHome::Wrapped { by: *by, blob: Blob(blob.clone()) },
+            Home::Resident => StoredHome::Resident,
+        };
+        let public_key = made.public_key.clone().map(Blob::from);
+        BackingKey {
+            key_id: key_id.to_owned(),
+            spec: key.spec,
+            usage: key.usage,
+            home,
+            public_key,
+            created_ms: key.created_ms,
+            uses_leased: 0,
+        }
+    }
+
+    /// What the HSM must know of it; none where the row makes no sense.
+    pub fn key_ref(&self, id: BackingId) -> Option<KeyRef> {
+        let material: Material = super::spec::material(self.spec)?;
+        let usage: Use = super::spec::hsm_use(self.usage)?;
+        let home = match &self.home {
+            StoredHome::Wrapped { by, blob } => Home::Wrapped { by: *by, blob: blob.0.clone() },
+            StoredHome::Resident => Home::Resident,
+        };
+        Some(KeyRef { id, material, usage, home })
+    }
+}

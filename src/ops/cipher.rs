@@ -1,0 +1,160 @@
+//! Encrypt, Decrypt, ReEncrypt.
+
+use std::collections::HashMap;
+
+use super::material::{check_ciphertext, check_decryption, check_encryption, decrypt, encrypt, source};
+use super::prelude::*;
+
+const DEFAULT: kms::EncryptionAlgorithmSpec = kms::EncryptionAlgorithmSpec::SymmetricDefault;
+
+/// Encrypts up to 4096 bytes.
+pub struct Encrypt;
+
+impl Operation for Encrypt {
+    const SERVICE: Service = Service::Kms;
+    const NAME: &'static str = "Encrypt";
+    const ACTION: &'static str = "kms:Encrypt";
+    const READ_ONLY: bool = true;
+    type Request = kms::EncryptRequest;
+    type Response = kms::EncryptResponse;
+    type On = Key;
+
+    fn defaults(request: &mut Self::Request) {
+        request.encryption_algorithm.get_or_insert(DEFAULT as i32);
+    }
+
+    fn on(request: &Self::Request) -> Result<KeyRefName> {
+        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+    }
+
+    fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
+        Some(&request.encryption_context)
+    }
+
+    async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
+        let algorithm = choice(request.encryption_algorithm, DEFAULT);
+        check_encryption(&key, Self::NAME, algorithm, &request.encryption_context)?;
+        call.dry_run(request.dry_run)?;
+        let plaintext = given(&request.plaintext)?;
+        let encrypted = encrypt(call, &key, algorithm, &request.encryption_context, plaintext).await?;
+        if let Some(id) = encrypted.material_id {
+            call.note("keyMaterialId", id);
+        }
+        Ok(kms::EncryptResponse {
+            ciphertext_blob: Some(encrypted.blob),
+            key_id: Some(key.arn.clone()),
+            encryption_algorithm: Some(algorithm as i32),
+        })
+    }
+}
+
+/// Decrypts.
+pub struct Decrypt;
+
+impl Operation for Decrypt {
+    const SERVICE: Service = Service::Kms;
+    const NAME: &'static str = "Decrypt";
+    const ACTION: &'static str = "kms:Decrypt";
+    const READ_ONLY: bool = true;
+    type Request = kms::DecryptRequest;
+    type Response = kms::DecryptResponse;
+    type On = Key;
+
+    fn defaults(request: &mut Self::Request) {
+        request.encryption_algorithm.get_or_insert(DEFAULT as i32);
+    }
+
+    fn on(request: &Self::Request) -> Result<KeyRefName> {
+        check_ciphertext(&request.ciphertext_blob, &request.key_id, request.dry_run, &request.dry_run_modifiers)?;
+        source(&request.key_id, &request.ciphertext_blob, choice(request.encryption_algorithm, DEFAULT))
+    }
+
+    fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
+        Some(&request.encryption_context)
+    }
+
+    async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
+        let algorithm = choice(request.encryption_algorithm, DEFAULT);
+        check_decryption(&key, algorithm, &request.encryption_context)?;
+        // A trial decrypts too, if there is something to decrypt: it tells
+        // whether the call would succeed.
+        let Some(blob) = &request.ciphertext_blob else {
+            call.dry_run(request.dry_run)?;
+            return Err(Error::internal("a ciphertext was required and is not there"));
+        };
+        let decrypted = decrypt(call, &key, algorithm, &request.encryption_context, blob).await?;
+        call.dry_run(request.dry_run)?;
+        if let Some(id) = &decrypted.material_id {
+            call.note("keyMaterialId", id.clone());
+        }
+        Ok(kms::DecryptResponse {
+            key_id: Some(key.arn.clone()),
+            plaintext: Some(decrypted.plaintext.to_vec()),
+            encryption_algorithm: Some(algorithm as i32),
+            ciphertext_for_recipient: None,
+            key_material_id: decrypted.material_id,
+        })
+    }
+}
+
+/// Decrypts and encrypts again under another key or context.
+pub struct ReEncrypt;
+
+impl Operation for ReEncrypt {
+    const SERVICE: Service = Service::Kms;
+    const NAME: &'static str = "ReEncrypt";
+    const ACTION: &'static str = "kms:ReEncryptFrom";
+    const READ_ONLY: bool = true;
+    type Request = kms::ReEncryptRequest;
+    type Response = kms::ReEncryptResponse;
+    type On = Key;
+
+    fn defaults(request: &mut Self::Request) {
+        request.source_encryption_algorithm.get_or_insert(DEFAULT as i32);
+        request.destination_encryption_algorithm.get_or_insert(DEFAULT as i32);
+    }
+
+    fn on(request: &Self::Request) -> Result<KeyRefName> {
+        check_ciphertext(&request.ciphertext_blob, &request.source_key_id, request.dry_run, &request.dry_run_modifiers)?;
+        source(&request.source_key_id, &request.ciphertext_blob, choice(request.source_encryption_algorithm, DEFAULT))
+    }
+
+    fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
+        Some(&request.source_encryption_context)
+    }
+
+    async fn run(call: &mut Call, request: &Self::Request, from: Allowed<Key>) -> Result<Self::Response> {
+        let destination = KeyRefName::Given(given(&request.destination_key_id)?.clone());
+        call.condition_on(&request.destination_encryption_context);
+        let to = call.allow::<Key>("kms:ReEncryptTo", destination).await?;
+        let from_algorithm = choice(request.source_encryption_algorithm, DEFAULT);
+        let to_algorithm = choice(request.destination_encryption_algorithm, DEFAULT);
+        check_decryption(&from, from_algorithm, &request.source_encryption_context)?;
+        check_encryption(&to, Self::NAME, to_algorithm, &request.destination_encryption_context)?;
+        let Some(blob) = &request.ciphertext_blob else {
+            call.dry_run(request.dry_run)?;
+            return Err(Error::internal("a ciphertext was required and is not there"));
+        };
+        let plain = decrypt(call, &from, from_algorithm, &request.source_encryption_context, blob).await?;
+        call.dry_run(request.dry_run)?;
+        let context = &request.destination_encryption_context;
+        let encrypted = encrypt(call, &to, to_algorithm, context, &plain.plaintext).await?;
+        for (name, id) in [
+            ("sourceKeyMaterialId", &plain.material_id),
+            ("destinationKeyMaterialId", &encrypted.material_id),
+        ] {
+            if let Some(id) = id {
+                call.note(name, id.clone());
+            }
+        }
+        Ok(kms::ReEncryptResponse {
+            ciphertext_blob: Some(encrypted.blob),
+            source_key_id: Some(from.arn.clone()),
+            key_id: Some(to.arn.clone()),
+            source_encryption_algorithm: Some(from_algorithm as i32),
+            destination_encryption_algorithm: Some(to_algorithm as i32),
+            source_key_material_id: plain.material_id,
+            destination_key_material_id: encrypted.material_id,
+        })
+    }
+}

@@ -1,0 +1,70 @@
+//! The end of a key: scheduled, cancelled; [`crate::jobs`] carries it out.
+
+use super::prelude::*;
+use crate::key::Deletion;
+
+const WINDOW_DAYS: i32 = 30;
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// Deletes a key after a waiting period.
+pub struct ScheduleKeyDeletion;
+
+impl Operation for ScheduleKeyDeletion {
+    const SERVICE: Service = Service::Kms;
+    const NAME: &'static str = "ScheduleKeyDeletion";
+    const ACTION: &'static str = "kms:ScheduleKeyDeletion";
+    const READ_ONLY: bool = false;
+    type Request = kms::ScheduleKeyDeletionRequest;
+    type Response = kms::ScheduleKeyDeletionResponse;
+    type On = Key;
+
+    fn defaults(request: &mut Self::Request) {
+        request.pending_window_in_days.get_or_insert(WINDOW_DAYS);
+    }
+
+    fn on(request: &Self::Request) -> Result<KeyRefName> {
+        Ok(KeyRefName::NotAlias(given(&request.key_id)?.clone()))
+    }
+
+    async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
+        check(Stage::Change, key.held.value.state, &key.arn)?;
+        let window_days = request.pending_window_in_days.unwrap_or(WINDOW_DAYS);
+        let due_ms = call.now_ms + i64::from(window_days) * DAY_MS;
+        let mut value = key.held.value.clone();
+        value.state = kms::KeyState::PendingDeletion;
+        value.deletion = Some(Deletion { due_ms, window_days });
+        call.change(Draft::replace(&key.held, &value)?);
+        Ok(kms::ScheduleKeyDeletionResponse {
+            key_id: Some(key.arn.clone()),
+            deletion_date: Some(timestamp(due_ms)),
+            key_state: Some(value.state as i32),
+            pending_window_in_days: Some(window_days),
+        })
+    }
+}
+
+/// Stops a scheduled deletion.
+pub struct CancelKeyDeletion;
+
+impl Operation for CancelKeyDeletion {
+    const SERVICE: Service = Service::Kms;
+    const NAME: &'static str = "CancelKeyDeletion";
+    const ACTION: &'static str = "kms:CancelKeyDeletion";
+    const READ_ONLY: bool = false;
+    type Request = kms::CancelKeyDeletionRequest;
+    type Response = kms::CancelKeyDeletionResponse;
+    type On = Key;
+
+    fn on(request: &Self::Request) -> Result<KeyRefName> {
+        Ok(KeyRefName::NotAlias(given(&request.key_id)?.clone()))
+    }
+
+    async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
+        check(Stage::PendingDeletion, key.held.value.state, &key.arn)?;
+        let mut value = key.held.value.clone();
+        value.state = kms::KeyState::Disabled;
+        value.deletion = None;
+        call.change(Draft::replace(&key.held, &value)?);
+        Ok(kms::CancelKeyDeletionResponse { key_id: Some(key.arn.clone()) })
+    }
+}

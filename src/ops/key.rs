@@ -1,0 +1,412 @@
+//! The life of a key, but for its end.
+
+use std::collections::BTreeMap;
+
+use super::material::public_key;
+use super::prelude::*;
+use crate::hsm::{BackingId, Residence};
+use crate::jobs::Intent;
+use crate::key::{BackingKey, Key as KeyRow};
+use crate::policy;
+use crate::registry::LoadedKey;
+use crate::store::{Commit, Kind};
+
+/// KMS's limit of tags on a key.
+const TAGS_MAX: usize = 50;
+const KEYS_PAGE: i32 = 100;
+
+/// Makes a key.
+pub struct CreateKey;
+
+impl Operation for CreateKey {
+    const SERVICE: Service = Service::Kms;
+    const NAME: &'static str = "CreateKey";
+    const ACTION: &'static str = "kms:CreateKey";
+    const READ_ONLY: bool = false;
+    type Request = kms::CreateKeyRequest;
+    type Response = kms::CreateKeyResponse;
+    type On = Account;
+
+    fn defaults(request: &mut Self::Request) {
+        if request.key_spec.is_none() && request.customer_master_key_spec.is_none() {
+            request.key_spec = Some(kms::KeySpec::SymmetricDefault as i32);
+        }
+        request.origin.get_or_insert(kms::OriginType::AwsKms as i32);
+        request.description.get_or_insert_default();
+        request.bypass_policy_lockout_safety_check.get_or_insert(false);
+        request.multi_region.get_or_insert(false);
+    }
+
+    fn on(_: &Self::Request) -> Result<()> {
+        Ok(())
+    }
+
+    async fn run(call: &mut Call, request: &Self::Request, account: Allowed<Account>) -> Result<Self::Response> {
+        let spec = key_spec(request)?;
+        let usage = spec::usage(spec, request.key_usage.map(|_| choice(request.key_usage, kms::KeyUsageType::Unspecified)))?;
+        check_origin(choice(request.origin, kms::OriginType::AwsKms))?;
+        let tags = tags(&request.tags)?;
+        if !tags.is_empty() {
+            call.authorise("kms:TagResource", account.into_inner())?;
+        }
+        let policy = key_policy(call, request)?;
+        let material = spec::material(spec)
+            .ok_or_else(|| spec::unsupported(spec, "no module that Strongroom knows makes such keys"))?;
+        let purpose = spec::hsm_use(usage).ok_or_else(|| spec::unsupported(spec, "its usage is not offered"))?;
+        check_capability(call, spec, usage)?;
+
+        let row = RowId {
+            kind: Kind::Key,
+            region: call.region().to_owned(),
+            account: call.account().to_owned(),
+            id: uuid::Uuid::new_v4().to_string(),
+        };
+        let id = BackingId::random().map_err(from_hsm)?;
+        if call.app.cluster.residence(material) == Some(Residence::Resident) {
+            intend(call, &row, id, spec, usage).await?;
+        }
+        let made = call.app.cluster.generate(id, material, purpose, call.deadline).await.map_err(from_hsm)?;
+        let key = KeyRow {
+            spec,
+            usage,
+            state: kms::KeyState::Enabled,
+            origin: kms::OriginType::AwsKms,
+            manager: kms::KeyManagerType::Customer,
+            description: request.description.clone().unwrap_or_default(),
+            created_ms: call.now_ms,
+            deletion: None,
+            policy,
+            tags,
+            current: made.key.id,
+        };
+        call.change(Draft::insert(row.clone(), &key)?);
+        let backing = RowId { kind: Kind::BackingKey, id: made.key.id.to_string(), ..row.clone() };
+        call.change(Draft::insert(backing, &BackingKey::new(&row.id, &key, &made))?);
+        call.names(&row.account, &crate::key::arn_of_key(&row));
+        Ok(kms::CreateKeyResponse { key_metadata: Some(metadata(&row, &key)) })
+    }
+}
+
+/// Tells a key's metadata.
+pub struct DescribeKey;
+
+impl Operation for DescribeKey {
+    const SERVICE: Service = Service::Kms;
+    const NAME: &'static str = "DescribeKey";
+    const ACTION: &'static str = "kms:DescribeKey";
+    const READ_ONLY: bool = true;
+    type Request = kms::DescribeKeyRequest;
+    type Response = kms::DescribeKeyResponse;
+    type On = Key;
+
+    fn on(request: &Self::Request) -> Result<KeyRefName> {
+        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+    }
+
+    async fn run(_: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
+        Ok(kms::DescribeKeyResponse { key_metadata: Some(metadata(&key.held.id, &key.held.value)) })
+    }
+}
+
+/// Lists the account's keys.
+pub struct ListKeys;
+
+impl Operation for ListKeys {
+    const SERVICE: Service = Service::Kms;
+    const NAME: &'static str = "ListKeys";
+    const ACTION: &'static str = "kms:ListKeys";
+    const READ_ONLY: bool = true;
+    type Request = kms::ListKeysRequest;
+    type Response = kms::ListKeysResponse;
+    type On = Account;
+
+    fn on(request: &Self::Request) -> Result<()> {
+        if request.resource_owners.contains(&(kms::ResourceOwnerType::OtherAccountsViaRam as i32)) {
+            return Err(Error::new(
+                Exception::UnsupportedOperation,
+                "Keys that other accounts share through RAM are not supported.",
+            ));
+        }
+        Ok(())
+    }
+
+    async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
+        let page: Page<KeyRow> = Page::read(call, None, request.limit.unwrap_or(KEYS_PAGE), &request.marker).await?;
+        let entry = |held: &Held<KeyRow>| kms::KeyListEntry {
+            key_id: Some(held.id.id.clone()),
+            key_arn: Some(crate::key::arn_of_key(&held.id)),
+        };
+        Ok(kms::ListKeysResponse {
+            keys: page.rows.iter().map(entry).collect(),
+            truncated: Some(page.next.is_some()),
+            next_marker: page.next,
+        })
+    }
+}
+
+/// Replaces a key's description.
+pub struct UpdateKeyDescription;
+
+impl Operation for UpdateKeyDescription {
+    const SERVICE: Service = Service::Kms;
+    const NAME: &'static str = "UpdateKeyDescription";
+    const ACTION: &'static str = "kms:UpdateKeyDescription";
+    const READ_ONLY: bool = false;
+    type Request = kms::UpdateKeyDescriptionRequest;
+    type Response = kms::UpdateKeyDescriptionResponse;
+    type On = Key;
+
+    fn on(request: &Self::Request) -> Result<KeyRefName> {
+        Ok(KeyRefName::NotAlias(given(&request.key_id)?.clone()))
+    }
+
+    async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
+        let description = given(&request.description)?.clone();
+        update(call, &key, |key| key.description = description)?;
+        Ok(kms::UpdateKeyDescriptionResponse {})
+    }
+}
+
+/// Makes a disabled key usable again.
+pub struct EnableKey;
+
+impl Operation for EnableKey {
+    const SERVICE: Service = Service::Kms;
+    const NAME: &'static str = "EnableKey";
+    const ACTION: &'static str = "kms:EnableKey";
+    const READ_ONLY: bool = false;
+    type Request = kms::EnableKeyRequest;
+    type Response = kms::EnableKeyResponse;
+    type On = Key;
+
+    fn on(request: &Self::Request) -> Result<KeyRefName> {
+        Ok(KeyRefName::NotAlias(given(&request.key_id)?.clone()))
+    }
+
+    async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
+        update(call, &key, |key| key.state = kms::KeyState::Enabled)?;
+        Ok(kms::EnableKeyResponse {})
+    }
+}
+
+/// Stops every cryptographic use of a key.
+pub struct DisableKey;
+
+impl Operation for DisableKey {
+    const SERVICE: Service = Service::Kms;
+    const NAME: &'static str = "DisableKey";
+    const ACTION: &'static str = "kms:DisableKey";
+    const READ_ONLY: bool = false;
+    type Request = kms::DisableKeyRequest;
+    type Response = kms::DisableKeyResponse;
+    type On = Key;
+
+    fn on(request: &Self::Request) -> Result<KeyRefName> {
+        Ok(KeyRefName::NotAlias(given(&request.key_id)?.clone()))
+    }
+
+    async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
+        update(call, &key, |key| key.state = kms::KeyState::Disabled)?;
+        Ok(kms::DisableKeyResponse {})
+    }
+}
+
+/// Returns the public key of an asymmetric key.
+pub struct GetPublicKey;
+
+impl Operation for GetPublicKey {
+    const SERVICE: Service = Service::Kms;
+    const NAME: &'static str = "GetPublicKey";
+    const ACTION: &'static str = "kms:GetPublicKey";
+    const READ_ONLY: bool = true;
+    type Request = kms::GetPublicKeyRequest;
+    type Response = kms::GetPublicKeyResponse;
+    type On = Key;
+
+    fn on(request: &Self::Request) -> Result<KeyRefName> {
+        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+    }
+
+    async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
+        check(Stage::Use, key.held.value.state, &key.arn)?;
+        if is_symmetric(key.held.value.spec) {
+            return Err(Error::new(
+                Exception::UnsupportedOperation,
+                format!("{} is a symmetric key: it has no public key.", key.arn),
+            ));
+        }
+        let value = &key.held.value;
+        Ok(kms::GetPublicKeyResponse {
+            key_id: Some(key.arn.clone()),
+            public_key: Some(public_key(call, &key).await?),
+            customer_master_key_spec: deprecated_spec(value.spec),
+            key_spec: Some(value.spec as i32),
+            key_usage: Some(value.usage as i32),
+            encryption_algorithms: numbers(spec::encryption_algorithms(value.spec, value.usage)),
+            signing_algorithms: numbers(spec::signing_algorithms(value.spec, value.usage)),
+            key_agreement_algorithms: numbers(spec::agreement_algorithms(value.usage)),
+            encapsulation_algorithms: Vec::new(),
+        })
+    }
+}
+
+/// A page of a listing.
+pub(super) struct Page<T> {
+    pub(super) rows: Vec<Held<T>>,
+    /// NextMarker: the id of the page's last row, in hex so that nobody builds on it.
+    pub(super) next: Option<String>,
+}
+
+impl<T: crate::registry::Stored> Page<T> {
+    /// Reads a page of the account's rows after a marker.
+    pub(super) async fn read(call: &Call, parent: Option<&str>, limit: i32, marker: &Option<String>) -> Result<Self> {
+        let after = marker.as_deref().map(unmarked).transpose()?;
+        let limit = u32::try_from(limit).unwrap_or(1);
+        let registry = &call.app.registry;
+        let mut rows: Vec<Held<T>> =
+            registry.page(call.region(), call.account(), parent, after.as_deref(), limit + 1, call.deadline).await?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next = rows.last().filter(|_| more).map(|last| hex::encode(&last.id.id));
+        Ok(Page { rows, next })
+    }
+}
+
+fn unmarked(marker: &str) -> Result<String> {
+    let text = hex::decode(marker).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    text.ok_or_else(|| Error::new(Exception::InvalidMarker, "Could not deserialize token."))
+}
+
+/// A key's metadata.
+fn metadata(id: &RowId, key: &KeyRow) -> kms::KeyMetadata {
+    kms::KeyMetadata {
+        aws_account_id: Some(id.account.clone()),
+        key_id: Some(id.id.clone()),
+        arn: Some(crate::key::arn_of_key(id)),
+        creation_date: Some(timestamp(key.created_ms)),
+        enabled: Some(key.state == kms::KeyState::Enabled),
+        description: Some(key.description.clone()),
+        key_usage: Some(key.usage as i32),
+        key_state: Some(key.state as i32),
+        deletion_date: key.deletion.map(|deletion| timestamp(deletion.due_ms)),
+        origin: Some(key.origin as i32),
+        key_manager: Some(key.manager as i32),
+        customer_master_key_spec: deprecated_spec(key.spec),
+        key_spec: Some(key.spec as i32),
+        encryption_algorithms: numbers(spec::encryption_algorithms(key.spec, key.usage)),
+        signing_algorithms: numbers(spec::signing_algorithms(key.spec, key.usage)),
+        key_agreement_algorithms: numbers(spec::agreement_algorithms(key.usage)),
+        mac_algorithms: numbers(spec::mac_algorithms(key.spec)),
+        multi_region: Some(false),
+        current_key_material_id: (key.spec == kms::KeySpec::SymmetricDefault).then(|| key.current.to_string()),
+        ..Default::default()
+    }
+}
+
+/// Changes a key that is enabled or disabled.
+fn update(call: &mut Call, key: &LoadedKey, change: impl FnOnce(&mut KeyRow)) -> Result<()> {
+    check(Stage::Change, key.held.value.state, &key.arn)?;
+    let mut value = key.held.value.clone();
+    change(&mut value);
+    call.change(Draft::replace(&key.held, &value)?);
+    Ok(())
+}
+
+fn numbers<T: Text>(values: &[T]) -> Vec<i32> {
+    values.iter().map(|value| value.number()).collect()
+}
+
+/// CustomerMasterKeySpec, which has the older specs only.
+fn deprecated_spec(spec: kms::KeySpec) -> Option<i32> {
+    kms::CustomerMasterKeySpec::from_text(spec.text()).map(|spec| spec as i32)
+}
+
+fn is_symmetric(spec: kms::KeySpec) -> bool {
+    spec == kms::KeySpec::SymmetricDefault || !spec::mac_algorithms(spec).is_empty()
+}
+
+fn key_spec(request: &kms::CreateKeyRequest) -> Result<kms::KeySpec> {
+    match (request.key_spec, request.customer_master_key_spec) {
+        (Some(_), Some(_)) => Err(Error::validation(
+            "You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.",
+        )),
+        (None, Some(old)) => {
+            let text = choice(Some(old), kms::CustomerMasterKeySpec::Unspecified).text();
+            kms::KeySpec::from_text(text).ok_or_else(|| Error::internal("a CustomerMasterKeySpec that is no KeySpec"))
+        }
+        (new, None) => Ok(choice(new, kms::KeySpec::SymmetricDefault)),
+    }
+}
+
+fn check_origin(origin: kms::OriginType) -> Result<()> {
+    match origin {
+        kms::OriginType::AwsKms => Ok(()),
+        kms::OriginType::AwsCloudhsm => Err(Error::validation(
+            "Origin AWS_CLOUDHSM needs a CustomKeyStoreId.",
+        )),
+        kms::OriginType::External | kms::OriginType::ExternalKeyStore | kms::OriginType::Unspecified => Err(Error::new(
+            Exception::UnsupportedOperation,
+            format!("Origin {} is not supported.", origin.text()),
+        )),
+    }
+}
+
+fn tags(tags: &[kms::Tag]) -> Result<BTreeMap<String, String>> {
+    let refused = |why: String| Err(Error::new(Exception::Tag, why));
+    let mut map = BTreeMap::new();
+    for tag in tags {
+        let (key, value) = (given(&tag.tag_key)?, given(&tag.tag_value)?);
+        if key.to_lowercase().starts_with("aws:") {
+            return refused("Tags beginning with aws: are reserved".to_owned());
+        }
+        if map.insert(key.clone(), value.clone()).is_some() {
+            return refused("Duplicate tag keys".to_owned());
+        }
+    }
+    if map.len() > TAGS_MAX {
+        return refused("Too many tags".to_owned());
+    }
+    Ok(map)
+}
+
+/// The policy of a new key: KMS's default, or the one that is given, which
+/// must leave its caller able to change it.
+fn key_policy(call: &Call, request: &kms::CreateKeyRequest) -> Result<String> {
+    let Some(text) = &request.policy else { return Ok(policy::default_key_policy(call.account())) };
+    let malformed = |why: String| Error::new(Exception::MalformedPolicyDocument, why);
+    let parsed = crate::conditions::key_policy(text)?;
+    let bypass = request.bypass_policy_lockout_safety_check == Some(true);
+    if !bypass && call.locked_out_by(&parsed) {
+        return Err(malformed("The new key policy will not allow you to update the key policy in the future.".to_owned()));
+    }
+    Ok(text.clone())
+}
+
+fn check_capability(call: &Call, spec: kms::KeySpec, usage: kms::KeyUsageType) -> Result<()> {
+    let offered = call.app.cluster.capabilities();
+    let needs = spec::needs(spec, usage).unwrap_or_default();
+    match needs.into_iter().find(|need| !offered.contains(need)) {
+        None => Ok(()),
+        Some(lacking) => {
+            Err(spec::unsupported(spec, &format!("no HSM of the cluster passed its self-test of {lacking:?}")))
+        }
+    }
+}
+
+/// Notes that an object is about to be made in the tokens, so that a crash
+/// leaves nothing half made: at restart an intent whose key is not in the
+/// store is undone. The key's own commit removes it.
+async fn intend(
+    call: &mut Call,
+    key: &RowId,
+    id: BackingId,
+    spec: kms::KeySpec,
+    usage: kms::KeyUsageType,
+) -> Result<()> {
+    let held = Intent::create(key, id, spec, usage, call.now_ms);
+    let drafts = [Draft::insert(held.id.clone(), &held.value)?];
+    let changes = call.app.registry.seal(&drafts, call.deadline).await?;
+    call.app.store.commit(Commit { changes, events: Vec::new() }).await.map_err(crate::registry::from_store)?;
+    call.change(Draft::delete(&held));
+    Ok(())
+}

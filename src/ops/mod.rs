@@ -1,0 +1,87 @@
+//! What the API does, a file per family. This list is the API: gRPC, and with
+//! it authorisation, audit and the tests that walk the API, are made from it.
+
+mod admin;
+mod agreement;
+mod alias;
+mod cipher;
+mod data_key;
+mod deletion;
+pub mod events;
+mod hsm;
+mod key;
+mod mac;
+mod material;
+mod random;
+mod signature;
+
+use crate::operation::Operation;
+
+/// Something that is done with every operation of the API.
+pub trait Visitor {
+    /// Called once for each.
+    fn visit<O>(&mut self)
+    where
+        O: Operation,
+        O::Request: prost::Message,
+        O::Response: prost::Message + Default;
+}
+
+macro_rules! operations {
+    ($($module:ident: $($operation:ident)+,)*) => {
+        /// Visits every operation that answers once. (StreamEvents, which
+        /// answers many times, is the only other one.)
+        pub fn each(visitor: &mut impl Visitor) {
+            $($(visitor.visit::<$module::$operation>();)+)*
+        }
+    };
+}
+
+operations! {
+    key: CreateKey DescribeKey ListKeys UpdateKeyDescription EnableKey DisableKey GetPublicKey,
+    deletion: ScheduleKeyDeletion CancelKeyDeletion,
+    alias: CreateAlias UpdateAlias DeleteAlias ListAliases,
+    cipher: Encrypt Decrypt ReEncrypt,
+    data_key: GenerateDataKey GenerateDataKeyWithoutPlaintext GenerateDataKeyPair GenerateDataKeyPairWithoutPlaintext,
+    random: GenerateRandom,
+    signature: Sign Verify,
+    mac: GenerateMac VerifyMac,
+    agreement: DeriveSharedSecret,
+    events: LookupEvents VerifyEvents,
+    hsm: ListMembers,
+    admin: RecoverKeyPolicy ConfirmClock,
+}
+
+/// What most operations need: the traits and types of the heart.
+mod prelude {
+    pub(super) use crate::error::{Error, Exception, Result};
+    pub(super) use crate::key::{Stage, check, spec};
+    pub(super) use crate::operation::{Allowed, Call, Operation, Service};
+    pub(super) use crate::proto::kms;
+    pub(super) use crate::registry::{Draft, Held, from_hsm};
+    pub(super) use crate::resource::{Account, AliasName, Host, Key, KeyRefName};
+    pub(super) use crate::store::RowId;
+    pub(super) use crate::wire::Text;
+
+    /// A member that validation has shown to be there.
+    pub(super) fn given<T>(member: &Option<T>) -> Result<&T> {
+        member.as_ref().ok_or_else(|| Error::internal("a required member passed validation without being there"))
+    }
+
+    /// An enum member that validation has shown to be known, or its default.
+    pub(super) fn choice<T: Text>(number: Option<i32>, default: T) -> T {
+        number.and_then(|number| T::try_from(number).ok()).unwrap_or(default)
+    }
+
+    /// An enum member that has no default.
+    pub(super) fn chosen<T: Text>(number: Option<i32>) -> Result<T> {
+        let number = *given(&number)?;
+        T::try_from(number).map_err(|_| Error::internal("an enum member passed validation with an unknown value"))
+    }
+
+    /// Milliseconds since the epoch as a message's timestamp.
+    pub(super) fn timestamp(ms: i64) -> prost_types::Timestamp {
+        let nanos = i32::try_from(ms.rem_euclid(1000)).unwrap_or_default() * 1_000_000;
+        prost_types::Timestamp { seconds: ms.div_euclid(1000), nanos }
+    }
+}

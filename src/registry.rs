@@ -1,0 +1,461 @@
+//! Rows with their types, cached, and believed only when their MAC fits.
+//!
+//! The store keeps rows as text. Who can write the database could write a row;
+//! only the HSM can make its MAC. So a row becomes a [`Held`] value here and
+//! nowhere else, after its MAC was checked, and a value becomes a row through
+//! [`Registry::seal`].
+
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use moka::sync::Cache;
+use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::error::{Error, Exception, Result};
+use crate::hsm::{BackingId, Cluster, Hash, HsmError, KeyRef};
+use crate::key::{Alias, BackingKey, Key};
+use crate::policy::Policy;
+use crate::store::{Change, Commit, Kind, Row, RowId, Store, StoreError};
+
+/// Rows whose MACs are checked at the same time.
+const CHECKS_AT_ONCE: usize = 16;
+/// Uses of a backing key that one lease takes.
+pub const LEASE_USES: u64 = 1 << 16;
+/// Uses that a restored key is moved ahead by: what may have been leased after
+/// the backup was made.
+pub const RESTORE_USES: u64 = 1 << 24;
+/// Uses of one AES-GCM key with random IVs (NIST SP 800-38D, 8.3): 2^32.
+pub const USES_MAX: u64 = 1 << 32;
+/// From here on an operator is told: three quarters.
+pub const USES_WARNING: u64 = USES_MAX / 4 * 3;
+
+/// A value that a row can hold.
+pub trait Stored: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The kind of its rows.
+    const KIND: Kind;
+
+    /// The row that it belongs to.
+    fn parent(&self) -> Option<String> {
+        None
+    }
+
+    /// When something must happen to it, milliseconds since the epoch.
+    fn due_ms(&self) -> Option<i64> {
+        None
+    }
+}
+
+impl Stored for Key {
+    const KIND: Kind = Kind::Key;
+
+    fn due_ms(&self) -> Option<i64> {
+        self.deletion.map(|deletion| deletion.due_ms)
+    }
+}
+
+/// A backing key as a row: with the key it belongs to.
+impl Stored for BackingKey {
+    const KIND: Kind = Kind::BackingKey;
+
+    fn parent(&self) -> Option<String> {
+        Some(self.key_id.clone())
+    }
+}
+
+impl Stored for Alias {
+    const KIND: Kind = Kind::Alias;
+
+    fn parent(&self) -> Option<String> {
+        Some(self.target.clone())
+    }
+}
+
+/// A value with the name and version of the row that it came from.
+#[derive(Debug, Clone)]
+pub struct Held<T> {
+    /// The row.
+    pub id: RowId,
+    /// Its version.
+    pub version: u64,
+    /// What it holds.
+    pub value: T,
+}
+
+/// A change that waits for its MAC.
+#[derive(Debug, Clone)]
+pub enum Draft {
+    /// Insert or replace.
+    Put(Row),
+    /// Remove.
+    Delete {
+        /// The row.
+        id: RowId,
+        /// The version that it must have.
+        expected: u64,
+    },
+}
+
+impl Draft {
+    /// A new row.
+    pub fn insert<T: Stored>(id: RowId, value: &T) -> Result<Draft> {
+        Self::put(id, 1, value)
+    }
+
+    /// A row's next version.
+    pub fn replace<T: Stored>(held: &Held<impl Sized>, value: &T) -> Result<Draft> {
+        Self::put(held.id.clone(), held.version + 1, value)
+    }
+
+    /// A row's removal.
+    pub fn delete(held: &Held<impl Sized>) -> Draft {
+        Draft::Delete { id: held.id.clone(), expected: held.version }
+    }
+
+    fn put<T: Stored>(id: RowId, version: u64, value: &T) -> Result<Draft> {
+        let body = serde_json::to_string(value).map_err(|error| Error::internal(format!("row {id}: {error}")))?;
+        Ok(Draft::Put(Row { parent: value.parent(), due_ms: value.due_ms(), id, version, body, mac: Vec::new() }))
+    }
+
+    fn row_id(&self) -> &RowId {
+        match self {
+            Draft::Put(row) => &row.id,
+            Draft::Delete { id, .. } => id,
+        }
+    }
+}
+
+/// A KMS key, ready for use.
+#[derive(Debug)]
+pub struct LoadedKey {
+    /// Its row.
+    pub held: Held<Key>,
+    /// Its ARN.
+    pub arn: String,
+    /// Its policy, compiled.
+    pub policy: Policy,
+}
+
+/// A backing key, ready for use.
+#[derive(Debug)]
+pub struct LoadedBacking {
+    /// What the HSM must know.
+    pub key: KeyRef,
+    /// DER SubjectPublicKeyInfo of a key pair.
+    pub public_key: Option<Vec<u8>>,
+    /// The KMS key's id.
+    pub key_id: String,
+    lease: tokio::sync::Mutex<Lease>,
+}
+
+#[derive(Debug)]
+struct Lease {
+    held: Held<BackingKey>,
+    left: u64,
+}
+
+/// How many entries the caches keep.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheLimits {
+    /// Keys, and as many backing keys and aliases.
+    pub keys: u64,
+}
+
+/// Typed, checked, cached access to the store's rows.
+pub struct Registry {
+    store: Arc<dyn Store>,
+    hsm: Arc<Cluster>,
+    mac_key: KeyRef,
+    keys: Cache<RowId, Arc<LoadedKey>>,
+    backings: Cache<RowId, Arc<LoadedBacking>>,
+    aliases: Cache<RowId, Arc<Held<Alias>>>,
+    /// Counts the commits that changed cached rows. A row that was read before
+    /// such a commit is not cached after it.
+    generation: RwLock<u64>,
+    tampered: Mutex<Vec<RowId>>,
+}
+
+impl Registry {
+    /// A registry over a store, whose rows are sealed by this key of the HSM.
+    pub fn new(store: Arc<dyn Store>, hsm: Arc<Cluster>, mac_key: KeyRef, limits: CacheLimits) -> Self {
+        Registry {
+            store,
+            hsm,
+            mac_key,
+            keys: Cache::new(limits.keys),
+            backings: Cache::new(limits.keys),
+            aliases: Cache::new(limits.keys),
+            generation: RwLock::new(0),
+            tampered: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// A key by its id; none where there is none.
+    pub async fn key(&self, id: &RowId, deadline: Instant) -> Result<Option<Arc<LoadedKey>>> {
+        self.cached(&self.keys, id, deadline, load_key).await
+    }
+
+    /// A key by its id alone, in whatever account it is.
+    pub async fn find_key(&self, region: &str, id: &str, deadline: Instant) -> Result<Option<Arc<LoadedKey>>> {
+        match self.store.find(Kind::Key, region, id).await.map_err(from_store)? {
+            Some(row) => self.key(&row.id, deadline).await,
+            None => Ok(None),
+        }
+    }
+
+    /// An alias by its name.
+    pub async fn alias(&self, id: &RowId, deadline: Instant) -> Result<Option<Arc<Held<Alias>>>> {
+        self.cached(&self.aliases, id, deadline, |held| Ok(held)).await
+    }
+
+    /// A version of a key's material; the key must be its row's parent.
+    pub async fn backing(&self, key: &RowId, id: BackingId, deadline: Instant) -> Result<Option<Arc<LoadedBacking>>> {
+        let row = RowId { kind: Kind::BackingKey, id: id.to_string(), ..key.clone() };
+        let loaded = self.cached(&self.backings, &row, deadline, load_backing).await?;
+        Ok(loaded.filter(|backing| backing.key_id == key.id))
+    }
+
+    /// Rows of one kind in a Region and account, in the order of their ids.
+    pub async fn page<T: Stored>(
+        &self,
+        region: &str,
+        account: &str,
+        parent: Option<&str>,
+        after: Option<&str>,
+        limit: u32,
+        deadline: Instant,
+    ) -> Result<Vec<Held<T>>> {
+        let rows = self.store.rows(T::KIND, region, account, parent, after, limit).await.map_err(from_store)?;
+        stream::iter(rows).map(|row| self.open(row, deadline)).buffered(CHECKS_AT_ONCE).try_collect().await
+    }
+
+    /// A row as a value, if its MAC fits.
+    pub async fn open<T: Stored>(&self, row: Row, deadline: Instant) -> Result<Held<T>> {
+        let mac = self.mac(&row, deadline).await?;
+        if aws_lc_rs::constant_time::verify_slices_are_equal(&mac, &row.mac).is_err() {
+            return Err(self.tampered(&row.id));
+        }
+        let value: T = serde_json::from_str(&row.body)
+            .map_err(|error| Error::internal(format!("row {} cannot be read: {error}", row.id)))?;
+        Ok(Held { id: row.id, version: row.version, value })
+    }
+
+    /// Whether a row's MAC fits.
+    pub async fn is_sealed(&self, row: &Row, deadline: Instant) -> Result<bool> {
+        let mac = self.mac(row, deadline).await?;
+        Ok(aws_lc_rs::constant_time::verify_slices_are_equal(&mac, &row.mac).is_ok())
+    }
+
+    /// Gives changes their MACs.
+    pub async fn seal(&self, drafts: &[Draft], deadline: Instant) -> Result<Vec<Change>> {
+        let mut changes = Vec::with_capacity(drafts.len());
+        for draft in drafts {
+            changes.push(match draft {
+                Draft::Delete { id, expected } => Change::Delete { id: id.clone(), expected: *expected },
+                Draft::Put(row) => {
+                    let mac = self.mac(row, deadline).await?;
+                    Change::Put(Row { mac, ..row.clone() })
+                }
+            });
+        }
+        Ok(changes)
+    }
+
+    /// Makes the next reader load these rows again; called after their commit,
+    /// before its answer.
+    pub fn forget(&self, drafts: &[Draft]) {
+        if drafts.is_empty() {
+            return;
+        }
+        let mut generation = self.generation.write();
+        *generation += 1;
+        for id in drafts.iter().map(Draft::row_id) {
+            match id.kind {
+                Kind::Key => self.keys.invalidate(id),
+                Kind::BackingKey => self.backings.invalidate(id),
+                Kind::Alias => self.aliases.invalidate(id),
+                Kind::Intent | Kind::System => (),
+            }
+        }
+    }
+
+    /// Takes one use of a backing key with a random IV out of its lease, and
+    /// makes the next lease durable first where none is left.
+    ///
+    /// # Errors
+    /// KMSInvalidStateException when the key has no use left
+    /// (NIST SP 800-38D, 8.3): it goes on decrypting.
+    pub async fn take_use(&self, backing: &LoadedBacking, deadline: Instant) -> Result<UseTaken> {
+        let mut lease = backing.lease.lock().await;
+        if lease.left > 0 {
+            lease.left -= 1;
+            return Ok(UseTaken { warned: false });
+        }
+        let leased = lease.held.value.uses_leased + LEASE_USES;
+        if leased > USES_MAX {
+            return Err(Error::new(
+                Exception::KmsInvalidState,
+                "The key has encrypted as often as NIST SP 800-38D allows with random IVs; it only decrypts from now on.",
+            ));
+        }
+        let mut value = lease.held.value.clone();
+        let before = std::mem::replace(&mut value.uses_leased, leased);
+        let drafts = [Draft::replace(&lease.held, &value)?];
+        let changes = self.seal(&drafts, deadline).await?;
+        self.store.commit(Commit { changes, events: Vec::new() }).await.map_err(|error| match error {
+            // Another instance of this row was leased from meanwhile: load it again.
+            StoreError::Conflict(_) => {
+                self.forget(&drafts);
+                conflict()
+            }
+            other => from_store(other),
+        })?;
+        lease.held = Held { id: lease.held.id.clone(), version: lease.held.version + 1, value };
+        lease.left = LEASE_USES - 1;
+        Ok(UseTaken { warned: before < USES_WARNING && leased >= USES_WARNING })
+    }
+
+    /// Moves every backing key's use count ahead, after a restore. Returns how
+    /// many there are.
+    ///
+    /// # Errors
+    /// When a row cannot be sealed or stored: nothing may be served then.
+    pub async fn skip_leases(&self) -> Result<u64> {
+        const PAGE: u32 = 256;
+        const PAGE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
+        let (mut after, mut count) = (None, 0);
+        loop {
+            let deadline = Instant::now() + PAGE_TIMEOUT;
+            let rows = self.store.all_rows(Kind::BackingKey, after.as_ref(), PAGE).await.map_err(from_store)?;
+            let Some(last) = rows.last() else { return Ok(count) };
+            after = Some(last.id.clone());
+            let mut drafts = Vec::with_capacity(rows.len());
+            for row in rows {
+                let held: Held<BackingKey> = self.open(row, deadline).await?;
+                let mut value = held.value.clone();
+                value.uses_leased = (value.uses_leased + RESTORE_USES).min(USES_MAX);
+                drafts.push(Draft::replace(&held, &value)?);
+            }
+            count += drafts.len() as u64;
+            let changes = self.seal(&drafts, deadline).await?;
+            self.store.commit(Commit { changes, events: Vec::new() }).await.map_err(from_store)?;
+            self.forget(&drafts);
+        }
+    }
+
+    async fn mac(&self, row: &Row, deadline: Instant) -> Result<Vec<u8>> {
+        self.hsm.mac(&self.mac_key, Hash::Sha256, &row.mac_input(), deadline).await.map_err(from_hsm)
+    }
+
+    fn tampered(&self, id: &RowId) -> Error {
+        tracing::error!(row = %id, "a row's MAC does not fit: the database was changed from outside");
+        metrics::counter!("strongroom_integrity_failures_total", "kind" => id.kind.as_str()).increment(1);
+        self.tampered.lock().push(id.clone());
+        Error::new(
+            Exception::KmsInternal,
+            format!("The stored {} {} fails its integrity check and is refused.", id.kind.as_str(), id.id),
+        )
+    }
+
+    async fn cached<T: Stored, L: Send + Sync + 'static>(
+        &self,
+        cache: &Cache<RowId, Arc<L>>,
+        id: &RowId,
+        deadline: Instant,
+        load: impl Fn(Held<T>) -> Result<L>,
+    ) -> Result<Option<Arc<L>>> {
+        if let Some(loaded) = cache.get(id) {
+            return Ok(Some(loaded));
+        }
+        let before = *self.generation.read();
+        let Some(row) = self.store.row(id).await.map_err(from_store)? else { return Ok(None) };
+        let loaded = Arc::new(load(self.open(row, deadline).await?)?);
+        let now = self.generation.read();
+        if *now != before {
+            return Ok(Some(loaded));
+        }
+        // One instance of a backing key at a time, because it holds the lease.
+        Ok(Some(cache.get_with_by_ref(id, || loaded)))
+    }
+}
+
+/// What taking a use of a backing key came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UseTaken {
+    /// Three quarters of the key's uses are leased now, and were not before.
+    pub warned: bool,
+}
+
+fn load_key(held: Held<Key>) -> Result<LoadedKey> {
+    let policy = Policy::parse_key_policy(&held.value.policy)
+        .map_err(|error| Error::internal(format!("the policy of {} cannot be read: {error}", held.id)))?;
+    let arn = crate::key::arn_of_key(&held.id);
+    Ok(LoadedKey { held, arn, policy })
+}
+
+fn load_backing(held: Held<BackingKey>) -> Result<LoadedBacking> {
+    let unreadable = || Error::internal(format!("row {} makes no sense", held.id));
+    let id: BackingId = held.id.id.parse().map_err(|_| unreadable())?;
+    let key = held.value.key_ref(id).ok_or_else(unreadable)?;
+    let public_key = held.value.public_key.as_ref().map(|key| key.0.to_vec());
+    let key_id = held.value.key_id.clone();
+    Ok(LoadedBacking { key, public_key, key_id, lease: tokio::sync::Mutex::new(Lease { held, left: 0 }) })
+}
+
+/// The error of an operation whose rows changed meanwhile: it is run again.
+pub fn conflict() -> Error {
+    Error::new(Exception::KmsInternal, "The key was changed at the same time; the request can be retried.")
+        .with_detail(CONFLICT)
+}
+
+/// Whether an operation is to be run again.
+pub fn is_conflict(error: &Error) -> bool {
+    error.detail.as_deref() == Some(CONFLICT)
+}
+
+const CONFLICT: &str = "conflict";
+
+/// What a failing store means to a caller.
+pub fn from_store(error: StoreError) -> Error {
+    match error {
+        StoreError::Conflict(_) => conflict(),
+        StoreError::Full => full(),
+        StoreError::Failed(why) => Error::internal(format!("store: {why}")),
+    }
+}
+
+/// New work is refused while the disk is too full to record it.
+pub fn full() -> Error {
+    const RETRY: std::time::Duration = std::time::Duration::from_secs(5);
+    Error::new(Exception::KmsInternal, "The audit log has too little free space for new work.")
+        .with_detail("free space is below store.min_free_bytes")
+        .retry_after(RETRY)
+}
+
+/// What a failing HSM means to a caller.
+pub fn from_hsm(error: HsmError) -> Error {
+    const RETRY: std::time::Duration = std::time::Duration::from_millis(100);
+    let detail = error.to_string();
+    match error {
+        // Which operations blame the caller, and how, they say themselves.
+        HsmError::Input => Error::internal(detail),
+        HsmError::Unsupported(_) => Error::new(Exception::UnsupportedOperation, detail),
+        HsmError::Unavailable(_) | HsmError::Missing(_) => Error::new(
+            Exception::KeyUnavailable,
+            "The request was rejected because the HSM that holds the key is not available; it can be retried.",
+        )
+        .with_detail(detail),
+        HsmError::Busy => {
+            Error::new(Exception::Throttling, "The HSM's queue is full; retry after a moment.").retry_after(RETRY)
+        }
+        HsmError::Deadline => Error::new(Exception::DependencyTimeout, "The HSM did not answer in time.").with_detail(detail),
+        HsmError::Device(_) => Error::internal(detail),
+    }
+}

@@ -1,0 +1,191 @@
+//! What operations act on: found by the name that a caller gave, and what
+//! authorises its use.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use crate::error::{Error, Exception, Result};
+use crate::key::{arn_of_alias, arn::KeyName};
+use crate::operation::Call;
+use crate::policy::Policy;
+use crate::registry::LoadedKey;
+use crate::store::{Kind, RowId};
+
+/// Something that an operation acts on.
+pub trait Resource: Sized + Send + Sync {
+    /// How a request names it.
+    type Name: Send;
+
+    /// Finds it.
+    fn resolve(call: &mut Call, name: Self::Name) -> impl Future<Output = Result<Self>> + Send;
+
+    /// The ARN that policies name it by, or `*`.
+    fn arn(&self) -> String;
+
+    /// The account that it belongs to; none for the caller's own.
+    fn account(&self) -> Option<&str> {
+        None
+    }
+
+    /// Its own policy.
+    fn policy(&self) -> Option<&Policy> {
+        None
+    }
+
+    /// Account and ARN for the event's resources.
+    fn recorded(&self) -> Option<(&str, &str)> {
+        None
+    }
+
+    /// Whether it is for the host's operator alone, whatever policies say.
+    fn host_only(&self) -> bool {
+        false
+    }
+}
+
+/// The caller's account in this Region.
+#[derive(Debug)]
+pub struct Account;
+
+impl Resource for Account {
+    type Name = ();
+
+    async fn resolve(_: &mut Call, (): ()) -> Result<Self> {
+        Ok(Account)
+    }
+
+    fn arn(&self) -> String {
+        "*".to_owned()
+    }
+}
+
+/// The daemon itself, for those who run it.
+#[derive(Debug)]
+pub struct Host;
+
+impl Resource for Host {
+    type Name = ();
+
+    async fn resolve(_: &mut Call, (): ()) -> Result<Self> {
+        Ok(Host)
+    }
+
+    fn arn(&self) -> String {
+        "*".to_owned()
+    }
+
+    fn host_only(&self) -> bool {
+        true
+    }
+}
+
+/// A KMS key.
+pub type Key = Arc<LoadedKey>;
+
+/// How a request names a key.
+#[derive(Debug)]
+pub enum KeyRefName {
+    /// By KeyId: an id, an ARN, an alias name or an alias ARN.
+    Given(String),
+    /// By KeyId: an id or an ARN; an alias is not accepted here.
+    NotAlias(String),
+    /// By a ciphertext that was made with it: its id.
+    Ciphertext(String),
+}
+
+impl Resource for Key {
+    type Name = KeyRefName;
+
+    async fn resolve(call: &mut Call, name: KeyRefName) -> Result<Self> {
+        let (given, aliases) = match name {
+            KeyRefName::Ciphertext(id) => {
+                let found = call.app.registry.find_key(call.region(), &id, call.deadline).await?;
+                return found.ok_or_else(|| Error::bare(Exception::InvalidCiphertext));
+            }
+            KeyRefName::Given(given) => (given, true),
+            KeyRefName::NotAlias(given) => (given, false),
+        };
+        let row = |kind, account: &str, id: String| RowId {
+            kind,
+            region: call.region().to_owned(),
+            account: account.to_owned(),
+            id,
+        };
+        match KeyName::parse(&given, call.region())? {
+            KeyName::KeyId(id) => key(call, row(Kind::Key, call.account(), id)).await,
+            KeyName::KeyArn { account, key_id: id } => key(call, row(Kind::Key, &account, id)).await,
+            KeyName::AliasName(_) | KeyName::AliasArn { .. } if !aliases => {
+                Err(Error::new(Exception::NotFound, format!("Invalid keyId '{given}'")))
+            }
+            KeyName::AliasName(name) => by_alias(call, row(Kind::Alias, call.account(), name)).await,
+            KeyName::AliasArn { account, alias: name } => by_alias(call, row(Kind::Alias, &account, name)).await,
+        }
+    }
+
+    fn arn(&self) -> String {
+        self.arn.clone()
+    }
+
+    fn account(&self) -> Option<&str> {
+        Some(&self.held.id.account)
+    }
+
+    fn policy(&self) -> Option<&Policy> {
+        Some(&self.policy)
+    }
+
+    fn recorded(&self) -> Option<(&str, &str)> {
+        Some((&self.held.id.account, &self.arn))
+    }
+}
+
+async fn key(call: &Call, id: RowId) -> Result<Key> {
+    match call.app.registry.key(&id, call.deadline).await? {
+        Some(key) => Ok(key),
+        None => Err(missing(call, &id, format!("Key '{}' does not exist", crate::key::arn_of_key(&id)))),
+    }
+}
+
+async fn by_alias(call: &Call, id: RowId) -> Result<Key> {
+    match call.app.registry.alias(&id, call.deadline).await? {
+        Some(alias) => key(call, RowId { kind: Kind::Key, id: alias.value.target.clone(), ..id }).await,
+        None => Err(missing(call, &id, format!("Alias {} is not found.", arn_of_alias(&id)))),
+    }
+}
+
+/// What does not exist in another account looks like what may not be used.
+fn missing(call: &Call, id: &RowId, message: String) -> Error {
+    if id.account == call.account() {
+        return Error::new(Exception::NotFound, message);
+    }
+    Error::new(
+        Exception::AccessDenied,
+        format!(
+            "User: {} is not authorized to perform this action on a resource of account {}: it does not exist, or its policy does not allow access",
+            call.caller.arn(),
+            id.account
+        ),
+    )
+}
+
+/// An alias by its name, whether there is one or not; the key is authorised on
+/// its own.
+#[derive(Debug)]
+pub struct AliasName(pub RowId);
+
+impl Resource for AliasName {
+    type Name = String;
+
+    async fn resolve(call: &mut Call, name: String) -> Result<Self> {
+        Ok(AliasName(RowId {
+            kind: Kind::Alias,
+            region: call.region().to_owned(),
+            account: call.account().to_owned(),
+            id: name,
+        }))
+    }
+
+    fn arn(&self) -> String {
+        arn_of_alias(&self.0)
+    }
+}
