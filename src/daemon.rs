@@ -340,13 +340,16 @@ pub struct Front {
 
 fn front(app: &Arc<App>, authenticator: &Arc<Authenticator>, loaded: &Loaded) -> (tonic_health::server::HealthReporter, Front) {
     let (reporter, health) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let mut others = tonic::service::Routes::new(health);
-    match reflection.build_v1() {
-        Ok(service) => others = others.add_service(service),
-        Err(error) => tracing::error!(%error, "reflection is not offered"),
+    // Older clients ask by the older name.
+    match (reflection().build_v1(), reflection().build_v1alpha()) {
+        (Ok(v1), Ok(v1alpha)) => others = others.add_service(v1).add_service(v1alpha),
+        (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "reflection is not offered"),
     }
     let front = Front {
         app: app.clone(),

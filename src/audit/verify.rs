@@ -16,7 +16,7 @@ use crate::store::{Kind, Position, RowId, SignedHead, verify_chain};
 
 const READ_ROWS: u32 = 512;
 /// The kinds of rows that carry a MAC.
-const SEALED: [Kind; 4] = [Kind::Key, Kind::BackingKey, Kind::Alias, Kind::Intent];
+const SEALED: [Kind; 5] = [Kind::Key, Kind::BackingKey, Kind::Alias, Kind::Intent, Kind::System];
 
 /// Checks everything; `expected` is a head that was kept outside.
 pub async fn verify(app: &App, expected: Option<&str>, deadline: Instant) -> Result<VerifyEventsResponse> {
