@@ -1,5 +1,32 @@
-//! The HSMs.
+//! The HSMs: PKCS#11 modules, their tokens, and the cluster that they make.
+//!
+//! [`Cluster`] is the face. A call goes to a [`member`]'s session threads
+//! ([`crew`]), with the handle of its key from the [`cache`], on the
+//! [`attachment`] of the member's token to a life of its [`module`]. [`ckr`]
+//! says whose fault a failure is.
+
+mod attachment;
+mod cache;
+mod ceremony;
+mod ckr;
+mod cluster;
+mod crew;
+mod encode;
+mod identity;
+mod keys;
+mod mechanism;
+mod member;
+mod meters;
+mod module;
+mod selftest;
+mod session;
 mod settings;
+pub mod softhsm;
 mod types;
+
+pub use ceremony::ceremony;
+pub use cluster::Cluster;
+pub use identity::{Blob, ClusterIdentity, SystemKey, TokenUri};
+pub use module::{private_copy, with_environment};
 pub use settings::*;
 pub use types::*;

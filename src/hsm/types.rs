@@ -1,8 +1,11 @@
 //! What crosses the boundary of `hsm`: plain data, never a handle, so that a
 //! member may one day be a process of its own.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 /// An elliptic curve of ECDSA and ECDH keys.
@@ -16,6 +19,18 @@ pub enum Curve {
     P521,
     /// SEC 2 secp256k1.
     Secp256k1,
+}
+
+impl Curve {
+    /// Length of a field element in bytes: of a coordinate, and of each half
+    /// of a signature.
+    pub fn field_bytes(self) -> usize {
+        match self {
+            Curve::P256 | Curve::Secp256k1 => 32,
+            Curve::P384 => 48,
+            Curve::P521 => 66,
+        }
+    }
 }
 
 /// A parameter set of ML-DSA (FIPS 204).
@@ -68,6 +83,19 @@ pub enum Hash {
     Sha512,
 }
 
+impl Hash {
+    /// Length of a digest in bytes.
+    pub fn bytes(self) -> usize {
+        match self {
+            Hash::Sha1 => 20,
+            Hash::Sha224 => 28,
+            Hash::Sha256 => 32,
+            Hash::Sha384 => 48,
+            Hash::Sha512 => 64,
+        }
+    }
+}
+
 /// How a signature is made. RSA and ECDSA schemes take the digest, the others
 /// the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -106,6 +134,54 @@ pub enum Capability {
 /// object, and KMS's KeyMaterialId in hex.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackingId(pub [u8; 32]);
+
+impl BackingId {
+    /// A fresh one from the operating system's random numbers.
+    pub fn random() -> Result<BackingId, HsmError> {
+        let mut id = [0; 32];
+        aws_lc_rs::rand::fill(&mut id)
+            .map_err(|_| HsmError::Device("the host has no random numbers".to_owned()))?;
+        Ok(BackingId(id))
+    }
+}
+
+/// Lower-case hex.
+impl fmt::Display for BackingId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl FromStr for BackingId {
+    type Err = hex::FromHexError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut id = [0; 32];
+        hex::decode_to_slice(text, &mut id)?;
+        Ok(BackingId(id))
+    }
+}
+
+impl Serialize for BackingId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for BackingId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// In which of the two ways a kind of key lives in a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Residence {
+    /// In the store, wrapped.
+    Wrapped,
+    /// In the token, where it cannot be wrapped.
+    Resident,
+}
 
 /// Where a backing key lives.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -186,4 +262,58 @@ pub enum HsmError {
     /// The HSM failed and its canary does not blame the caller.
     #[error("the HSM failed: {0}")]
     Device(String),
+}
+
+/// How a member is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MemberState {
+    /// Its token is being found, logged in to and tested.
+    Attaching,
+    /// It does work.
+    Serving,
+    /// It does not answer; it is tried again by itself.
+    Lost,
+    /// It answers, and must not be used: wrong PIN, wiped or another token.
+    Refused,
+}
+
+/// What an operator sees of a member.
+#[derive(Debug, Clone)]
+pub struct MemberStatus {
+    /// RFC 7512 URI.
+    pub uri: String,
+    /// The name of its module in the configuration.
+    pub module: String,
+    /// How it is.
+    pub state: MemberState,
+    /// Why it is lost or refused.
+    pub reason: Option<String>,
+    /// The token's model.
+    pub model: String,
+    /// The token's manufacturer.
+    pub manufacturer: String,
+    /// The token's firmware version.
+    pub firmware: String,
+    /// Session threads that take work.
+    pub threads: usize,
+    /// Calls that wait for a thread.
+    pub queue_depth: usize,
+    /// Keys whose handles are held.
+    pub loaded_keys: usize,
+    /// Grows each time the member is attached anew: handles of one epoch are
+    /// void in the next.
+    pub epoch: u64,
+    /// What was tried when it was attached, and why what failed did.
+    pub self_test: Vec<(Capability, Result<(), String>)>,
+}
+
+/// What is published when a member's state changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberHealth {
+    /// RFC 7512 URI.
+    pub uri: String,
+    /// How it is.
+    pub state: MemberState,
+    /// Why it is lost or refused.
+    pub reason: Option<String>,
 }

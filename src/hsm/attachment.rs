@@ -1,0 +1,210 @@
+//! A member's token while it is attached: found, logged in to, and known to be
+//! the cluster's.
+
+use std::sync::Arc;
+
+use aws_lc_rs::constant_time;
+use cryptoki_sys::CK_SLOT_ID;
+use metrics::Gauge;
+use parking_lot::Mutex;
+use secrecy::SecretString;
+
+use super::cache::{Garbage, KeyCache};
+use super::ckr::{Class, Failure, class};
+use super::keys::{self, Form};
+use super::mechanism;
+use super::module::Life;
+use super::selftest::SelfTest;
+use super::session::{self, Handle, Session, TokenInfo};
+use super::{ClusterIdentity, Hash, HsmError, Material, TokenUri, Use};
+
+/// Why a token is not attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NotAttached {
+    /// It is not there, or does not answer.
+    Away(String),
+    /// It is another, or wiped.
+    Foreign(String),
+    /// It does not take the PIN, which must not be tried again.
+    Pin(String),
+}
+
+/// An attached token. Its handles are void when it is dropped.
+pub(crate) struct Attachment {
+    pub(crate) epoch: u64,
+    pub(crate) life: Arc<Life>,
+    pub(crate) info: TokenInfo,
+    pub(crate) identity: Arc<ClusterIdentity>,
+    pub(crate) self_test: Arc<SelfTest>,
+    pub(crate) cache: KeyCache,
+    pub(crate) garbage: Arc<Garbage>,
+    /// It does nothing but unwrap and destroy session objects, which go when it
+    /// goes.
+    pub(crate) keeper: Mutex<Session>,
+    pub(crate) wrapping_key: Handle,
+    slot: CK_SLOT_ID,
+    sessions: Gauge,
+    /// Keeps the login, and probes.
+    anchor: Mutex<Session>,
+}
+
+/// What it takes to attach a token.
+pub(crate) struct Attach<'a> {
+    pub(crate) epoch: u64,
+    pub(crate) token: &'a TokenUri,
+    pub(crate) pin: &'a SecretString,
+    pub(crate) identity: &'a Arc<ClusterIdentity>,
+    /// The result of an earlier time.
+    pub(crate) self_test: Option<Arc<SelfTest>>,
+    pub(crate) cache_capacity: usize,
+    pub(crate) sessions: Gauge,
+}
+
+impl Attach<'_> {
+    /// Finds the token by label and serial, logs in once, checks that it is the
+    /// cluster's, and tries what it can do.
+    pub(crate) fn attach(self, life: &Arc<Life>) -> Result<Attachment, NotAttached> {
+        let (slot, info) = find_token(life, self.token)?;
+        let open = || Session::open(life, slot, &self.sessions);
+        let anchor = open().map_err(away)?;
+        anchor.log_in(self.pin).map_err(login_failed)?;
+        let wrapping_key = self.verify(&anchor)?;
+        let keeper = open().map_err(away)?;
+        let self_test = match self.self_test {
+            Some(result) => result,
+            None => Arc::new(SelfTest::run(&open().map_err(away)?, wrapping_key, &open)),
+        };
+        Ok(Attachment {
+            epoch: self.epoch,
+            life: life.clone(),
+            info,
+            identity: self.identity.clone(),
+            self_test,
+            cache: KeyCache::new(self.cache_capacity),
+            garbage: Arc::default(),
+            keeper: Mutex::new(keeper),
+            wrapping_key,
+            slot,
+            sessions: self.sessions,
+            anchor: Mutex::new(anchor),
+        })
+    }
+
+    /// Whether the token holds the cluster's keys: the wrapping key's handle.
+    fn verify(&self, session: &Session) -> Result<Handle, NotAttached> {
+        let identity = self.identity;
+        let wrapping_key = match session
+            .find(&keys::search(identity.wrapping_key, Material::Aes256))
+            .map_err(away)?
+            .as_slice()
+        {
+            [one] => *one,
+            found => {
+                return Err(NotAttached::Foreign(format!(
+                    "the token has {} wrapping keys with the id {}: it was wiped, or is another's",
+                    found.len(),
+                    identity.wrapping_key
+                )));
+            }
+        };
+        match check_test_key(session, wrapping_key, identity) {
+            Ok(()) => {}
+            Err(Failure::Closed) => return Err(away(Failure::Closed)),
+            Err(failure) => {
+                return Err(NotAttached::Foreign(format!(
+                    "the token's wrapping key does not unwrap the cluster's test key: {failure}"
+                )));
+            }
+        }
+        for (name, key) in [("row MAC key", identity.mac_key()), ("head key", identity.head_key())] {
+            let found = session.find(&keys::search(key.id, key.material)).map_err(away)?.len();
+            if found != 1 {
+                return Err(NotAttached::Foreign(format!(
+                    "the token has {found} {name}s with the id {}",
+                    key.id
+                )));
+            }
+        }
+        Ok(wrapping_key)
+    }
+}
+
+impl Attachment {
+    /// Another session on the token.
+    pub(crate) fn open_session(&self) -> Result<Session, Failure> {
+        Session::open(&self.life, self.slot, &self.sessions)
+    }
+
+    /// Whether the token is there and does its work: asks for its info, and uses
+    /// a token object, which session objects would hide the loss of.
+    pub(crate) fn probe(&self) -> Result<(), Failure> {
+        let info = session::token_info(&self.life, self.slot)?;
+        if info != self.info {
+            return Err(HsmError::Device("another token is in its slot".to_owned()).into());
+        }
+        let mut anchor = self.anchor.lock();
+        let Err(first) = self.canary(&anchor) else { return Ok(()) };
+        if !matches!(&first, Failure::Call { function, rv } if class(function, *rv) == Class::NewSession) {
+            return Err(first);
+        }
+        *anchor = self.open_session()?;
+        self.canary(&anchor)
+    }
+
+    /// Unwraps the test key under the wrapping key and checks what it makes.
+    pub(crate) fn canary(&self, session: &Session) -> Result<(), Failure> {
+        check_test_key(session, self.wrapping_key, &self.identity)
+    }
+
+    /// Destroys what nobody uses any more. Only the keeper's thread calls it.
+    pub(crate) fn sweep(&self, keeper: &Session) {
+        for handle in self.garbage.take() {
+            if let Err(failure) = keeper.destroy(handle)
+                && failure != Failure::Closed
+            {
+                tracing::warn!(token = self.info.label, "an unused key was not destroyed: {failure}");
+            }
+        }
+    }
+}
+
+fn find_token(life: &Arc<Life>, token: &TokenUri) -> Result<(CK_SLOT_ID, TokenInfo), NotAttached> {
+    let mut trouble = None;
+    for slot in session::slots(life).map_err(away)? {
+        match session::token_info(life, slot) {
+            Ok(info) if info.label == token.label && info.serial == token.serial => return Ok((slot, info)),
+            Ok(_) => {}
+            Err(failure) => trouble = Some(failure),
+        }
+    }
+    Err(match trouble {
+        Some(failure) => away(failure),
+        None => NotAttached::Away(format!("the module has no token {token}")),
+    })
+}
+
+fn check_test_key(
+    session: &Session,
+    wrapping_key: Handle,
+    identity: &ClusterIdentity,
+) -> Result<(), Failure> {
+    let material = Material::Generic(32);
+    let key = keys::unwrap(session, wrapping_key, &identity.test_key.0, material, Use::Mac, Form::Loaded)?;
+    let mac = mechanism::mac(session, key, Hash::Sha256, ClusterIdentity::TEST_TEXT);
+    session.destroy(key)?;
+    constant_time::verify_slices_are_equal(&mac?, &identity.test_check.0)
+        .map_err(|_| HsmError::Device("the test key is another".to_owned()).into())
+}
+
+fn away(failure: Failure) -> NotAttached {
+    NotAttached::Away(failure.to_string())
+}
+
+fn login_failed(failure: Failure) -> NotAttached {
+    match &failure {
+        Failure::Call { function, rv } if class(function, *rv) == Class::Operator => {
+            NotAttached::Pin(format!("{failure}; the PIN is not tried again by itself"))
+        }
+        _ => away(failure),
+    }
+}
