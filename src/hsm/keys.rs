@@ -152,7 +152,6 @@ pub(crate) fn make_wrapping_key(session: &Session, id: BackingId) -> Result<Hand
         .number(CKA_VALUE_LEN, 32)
         .flag(CKA_TOKEN, true)
         .flag(CKA_PRIVATE, true)
-        .flag(CKA_MODIFIABLE, false)
         .flag(CKA_COPYABLE, false)
         .flag(CKA_SENSITIVE, true)
         .flag(CKA_EXTRACTABLE, true)
@@ -166,7 +165,8 @@ pub(crate) fn make_wrapping_key(session: &Session, id: BackingId) -> Result<Hand
         .flag(CKA_DERIVE, false)
         .nested(CKA_UNWRAP_TEMPLATE, unwrapped)
         .bytes(CKA_ID, &id.0)
-        .bytes(CKA_LABEL, WRAPPING_KEY_LABEL.as_bytes());
+        .bytes(CKA_LABEL, WRAPPING_KEY_LABEL.as_bytes())
+        .flag(CKA_MODIFIABLE, false);
     session.generate(Mechanism::Plain(CKM_AES_KEY_GEN), &template)
 }
 
@@ -311,7 +311,6 @@ fn key_template(material: Material, usage: Use, form: Form<'_>) -> Template {
         .number(CKA_KEY_TYPE, key_type)
         .flag(CKA_TOKEN, token)
         .flag(CKA_PRIVATE, true)
-        .flag(CKA_MODIFIABLE, false)
         .flag(CKA_SENSITIVE, sensitive)
         .flag(CKA_EXTRACTABLE, extractable)
         // A key with this cannot be wrapped under ours, which is not trusted.
@@ -326,9 +325,14 @@ fn key_template(material: Material, usage: Use, form: Form<'_>) -> Template {
             .flag(CKA_VERIFY, usage == Use::Mac)
             .flag(CKA_WRAP, false);
     }
+    if let Form::Resident { id, label } = form {
+        template = template.bytes(CKA_ID, &id.0).bytes(CKA_LABEL, label.as_bytes());
+    }
     match form {
-        Form::Resident { id, label } => template.bytes(CKA_ID, &id.0).bytes(CKA_LABEL, label.as_bytes()),
-        _ => template,
+        // It is destroyed as soon as it is read.
+        Form::Readable => template,
+        // Last: SoftHSM2 takes attributes in their order, and none after this one.
+        _ => template.flag(CKA_MODIFIABLE, false),
     }
 }
 
