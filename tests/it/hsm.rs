@@ -324,3 +324,270 @@ async fn bad_input_is_the_callers_fault_and_the_member_goes_on() {
     assert_eq!(cluster.members()[0].epoch, epoch, "the member was not attached anew");
     cluster.shutdown().await;
 }
+
+/// Calls until told to stop; the answers that were neither right nor an honest
+/// refusal.
+async fn load(cluster: Arc<Cluster>, key: KeyRef, stop: Arc<std::sync::atomic::AtomicBool>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let answer = match cluster.encrypt_gcm(&key, b"aad", b"secret", deadline).await {
+            Ok(sealed) => cluster.decrypt_gcm(&key, sealed.iv, b"aad", &sealed.ciphertext, deadline).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(plaintext) if plaintext.as_slice() == b"secret" => {}
+            Err(HsmError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(1)).await,
+            other => wrong.push(format!("{other:?}")),
+        }
+    }
+    wrong
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_goes_away_under_load_comes_back_by_itself() {
+    let token = Token::new(1);
+    let cluster = token.start(token.ceremony(), fast());
+    let mut keys = Vec::new();
+    for _ in 0..4 {
+        keys.push(cluster.generate(id(), Material::Aes256, Use::Encrypt, soon()).await.unwrap().key);
+    }
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let spawn = |key: &KeyRef| tokio::spawn(load(cluster.clone(), key.clone(), stop.clone()));
+    let tasks: Vec<_> = keys.iter().map(spawn).collect();
+    let mac_key = cluster.identity().mac_key();
+    let before = cluster.mac(&mac_key, Hash::Sha256, b"row", soon()).await.unwrap();
+    let mut epoch = cluster.members()[0].epoch;
+    for _ in 0..3 {
+        std::fs::rename(token.tokens(), token.away()).unwrap();
+        until(&cluster, MemberState::Lost).await;
+        let refused = cluster.mac(&mac_key, Hash::Sha256, b"row", soon()).await;
+        assert!(matches!(refused, Err(HsmError::Unavailable(_))), "{refused:?}");
+        std::fs::rename(token.away(), token.tokens()).unwrap();
+        until(&cluster, MemberState::Serving).await;
+        let now = cluster.members()[0].epoch;
+        assert!(now > epoch, "handles of before are void");
+        epoch = now;
+        // A stale handle would reach another object: the MAC would be another.
+        assert_eq!(cluster.mac(&mac_key, Hash::Sha256, b"row", soon()).await.unwrap(), before);
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for task in tasks {
+        assert_eq!(task.await.unwrap(), [] as [String; 0]);
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_token_is_refused() {
+    let token = Token::new(1);
+    let identity = token.ceremony();
+    let wiped = std::process::Command::new("softhsm2-util")
+        .env("SOFTHSM2_CONF", token.configuration())
+        .args(["--init-token", "--serial", &token.uri.serial, "--label", &token.uri.label])
+        .args(["--so-pin", "12345678", "--pin", PIN])
+        .output()
+        .unwrap();
+    assert!(wiped.status.success(), "{wiped:?}");
+    let cluster = token.start(identity, fast());
+    let reason = until(&cluster, MemberState::Refused).await;
+    assert!(reason.contains("0 wrapping keys"), "{reason}");
+    let refused = cluster.generate(id(), Material::Aes256, Use::Encrypt, soon()).await;
+    assert!(matches!(refused, Err(HsmError::Unavailable(_))), "{refused:?}");
+    cluster.shutdown().await;
+    let listed = token.pkcs11_tool(&["--list-objects"]);
+    assert!(!String::from_utf8_lossy(&listed.stdout).contains("strongroom"), "nothing was made on it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_another_cluster_is_refused() {
+    let (token, other) = (Token::new(1), Token::new(2));
+    token.ceremony();
+    let cluster = token.start(other.ceremony(), fast());
+    until(&cluster, MemberState::Refused).await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrapping_key_with_the_right_name_and_another_value_is_refused() {
+    let (token, other) = (Token::new(1), Token::new(2));
+    let mut identity = token.ceremony();
+    identity.test_key = other.ceremony().test_key;
+    let cluster = token.start(identity, fast());
+    let reason = until(&cluster, MemberState::Refused).await;
+    assert!(reason.contains("test key"), "{reason}");
+    cluster.shutdown().await;
+}
+
+#[test]
+fn a_ceremony_is_held_once() {
+    let token = Token::new(1);
+    token.ceremony();
+    let again = ceremony(&token.module(), &token.uri, &PIN.into());
+    assert!(matches!(again, Err(HsmError::Unsupported(_))), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_pin_is_tried_once_and_again_only_when_the_operator_says_so() {
+    let token = Token::new(1);
+    let cluster = token.start_with_pin(token.ceremony(), fast(), "11223344".into());
+    let reason = until(&cluster, MemberState::Refused).await;
+    assert!(reason.contains("CKR_PIN_INCORRECT"), "{reason}");
+    // Now the PIN would be right: a second try would show.
+    let changed = token.pkcs11_tool(&["--change-pin", "--new-pin", "11223344"]);
+    assert!(changed.status.success(), "{changed:?}");
+    let epoch = cluster.members()[0].epoch;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(cluster.members()[0].state, MemberState::Refused);
+    assert_eq!(cluster.members()[0].epoch, epoch, "nobody tried");
+    cluster.retry_pin(&token.uri.to_string(), None).unwrap();
+    until(&cluster, MemberState::Serving).await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_cache_under_load_gives_right_answers_and_leaks_nothing() {
+    let token = Token::new(1);
+    let settings = ClusterSettings { key_cache_capacity: 2, ..fast() };
+    let cluster = token.start(token.ceremony(), settings);
+    let mut keys = Vec::new();
+    for _ in 0..8 {
+        keys.push(cluster.generate(id(), Material::Generic(32), Use::Mac, soon()).await.unwrap().key);
+    }
+    let mut expected = Vec::new();
+    for key in &keys {
+        expected.push(cluster.mac(key, Hash::Sha256, b"message", soon()).await.unwrap());
+    }
+    let tasks: Vec<_> = (0..8)
+        .map(|task| {
+            let (cluster, keys, expected) = (cluster.clone(), keys.clone(), expected.clone());
+            tokio::spawn(async move {
+                for round in 0..200 {
+                    let which = (task + round * 3) % keys.len();
+                    let mac = cluster.mac(&keys[which], Hash::Sha256, b"message", soon()).await.unwrap();
+                    assert_eq!(mac, expected[which]);
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(cluster.members()[0].loaded_keys, 2);
+    // The keeper sweeps at its next probe.
+    while cluster.session_objects(soon()).await.unwrap() > 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for key in &keys {
+        cluster.destroy(key, soon()).await.unwrap();
+    }
+    while cluster.session_objects(soon()).await.unwrap() > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    cluster.shutdown().await;
+}
+
+/// What somebody with the PIN and the store's blobs can try.
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_pin_nor_blob_gives_a_key_in_the_clear() {
+    use cryptoki::mechanism::Mechanism;
+    use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
+    let token = Token::new(1);
+    let cluster = token.start(token.ceremony(), fast());
+    let key = cluster.generate(id(), Material::Aes256, Use::Encrypt, soon()).await.unwrap().key;
+    let pair = cluster.generate(id(), Material::Ec(Curve::P256), Use::Sign, soon()).await.unwrap().key;
+    cluster.generate(id(), Material::Ed25519, Use::Sign, soon()).await.unwrap();
+    cluster.shutdown().await;
+
+    let path = strongroom::hsm::private_copy(&library()).unwrap();
+    let pkcs11 = cryptoki::context::Pkcs11::new(path).unwrap();
+    strongroom::hsm::with_environment(&token.module().environment, || {
+        use cryptoki::context::{CInitializeArgs, CInitializeFlags};
+        pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).unwrap();
+    });
+    let slot = pkcs11.get_slots_with_initialized_token().unwrap()[0];
+    let session = pkcs11.open_rw_session(slot).unwrap();
+    session
+        .login(cryptoki::session::UserType::User, Some(&cryptoki::types::AuthPin::new(PIN.into())))
+        .unwrap();
+
+    let objects = session.find_objects(&[Attribute::Token(true), Attribute::Private(true)]).unwrap();
+    assert_eq!(objects.len(), 4, "wrapping, MAC, head and Ed25519 key");
+    for object in &objects {
+        let values = session.get_attributes(*object, &[AttributeType::Value]).unwrap();
+        assert_eq!(values, [], "CKA_VALUE was read");
+        assert!(session.update_attributes(*object, &[Attribute::Sensitive(false)]).is_err());
+        assert!(session.update_attributes(*object, &[Attribute::Decrypt(true)]).is_err());
+        assert!(session.copy_object(*object, &[Attribute::Sensitive(false)]).is_err());
+    }
+
+    let wrapping_key =
+        session.find_objects(&[Attribute::Label("strongroom wrapping key".into())]).unwrap()[0];
+    for (key, class, kind) in [
+        (&key, ObjectClass::SECRET_KEY, KeyType::AES),
+        (&key, ObjectClass::SECRET_KEY, KeyType::GENERIC_SECRET),
+        (&pair, ObjectClass::PRIVATE_KEY, KeyType::EC),
+    ] {
+        let Home::Wrapped { blob, .. } = &key.home else { panic!("it is wrapped") };
+        let basis = vec![Attribute::Class(class), Attribute::KeyType(kind), Attribute::Token(false)];
+        for demand in [
+            vec![Attribute::Sensitive(false), Attribute::Extractable(true)],
+            vec![Attribute::Sensitive(false)],
+            vec![Attribute::Extractable(true)],
+            vec![Attribute::Sensitive(true), Attribute::Extractable(true)],
+            vec![Attribute::Sensitive(true), Attribute::Extractable(true), Attribute::WrapWithTrusted(true)],
+            vec![Attribute::Private(false), Attribute::Sensitive(false), Attribute::Extractable(true)],
+        ] {
+            let template = [basis.clone(), demand.clone()].concat();
+            let Ok(object) = session.unwrap_key(&Mechanism::AesKeyWrapPad, wrapping_key, blob, &template)
+            else {
+                continue;
+            };
+            assert_eq!(session.get_attributes(object, &[AttributeType::Value]).unwrap(), [], "{demand:?}");
+            let mine = attackers_key(&session);
+            for mechanism in [Mechanism::AesKeyWrapPad, Mechanism::AesKeyWrap] {
+                assert!(session.wrap_key(&mechanism, mine, object).is_err(), "{demand:?} left under my key");
+            }
+        }
+        assert!(session.decrypt(&Mechanism::AesEcb, wrapping_key, &blob[..32]).is_err());
+    }
+    let mine = attackers_key(&session);
+    for object in objects {
+        assert!(session.wrap_key(&Mechanism::AesKeyWrapPad, mine, object).is_err());
+    }
+}
+
+/// A wrapping key whose owner can decrypt what it wraps.
+fn attackers_key(session: &cryptoki::session::Session) -> cryptoki::object::ObjectHandle {
+    use cryptoki::object::Attribute;
+    let template = [
+        Attribute::ValueLen(32.into()),
+        Attribute::Token(false),
+        Attribute::Wrap(true),
+        Attribute::Decrypt(true),
+        Attribute::Sensitive(false),
+        Attribute::Extractable(true),
+    ];
+    session.generate_key(&cryptoki::mechanism::Mechanism::AesKeyGen, &template).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_members_serve_and_one_is_enough() {
+    let (token, other) = (Token::new(1), Token::new(2));
+    let identity = token.ceremony();
+    let modules = BTreeMap::from([("a".to_owned(), token.module()), ("b".to_owned(), other.module())]);
+    let member = |module: &str, token: &Token| {
+        let settings =
+            MemberSettings { module: module.into(), token: token.uri.to_string(), pin: "crypto-user".into() };
+        (settings, SecretString::from(PIN))
+    };
+    let members = vec![member("b", &other), member("a", &token)];
+    let cluster = Cluster::start(&modules, members, identity, fast()).unwrap();
+    // The other token does not hold the cluster's keys: it is refused, the first serves.
+    let key = cluster.generate(id(), Material::Aes256, Use::Encrypt, soon()).await.unwrap().key;
+    cluster.encrypt_gcm(&key, b"", b"secret", soon()).await.unwrap();
+    let members = cluster.members();
+    assert_eq!(members[1].state, MemberState::Serving);
+    assert!(cluster.capabilities().contains(&Capability::AesGcm));
+    cluster.shutdown().await;
+}
