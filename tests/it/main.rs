@@ -11,5 +11,6 @@
 
 mod cli;
 mod config;
+mod hsm;
 mod policy;
 mod transport;
