@@ -212,7 +212,7 @@ impl Registry {
 
     /// An alias by its name.
     pub async fn alias(&self, id: &RowId, deadline: Instant) -> Result<Option<Arc<Held<Alias>>>> {
-        self.cached(&self.aliases, id, deadline, |held| Ok(held)).await
+        self.cached(&self.aliases, id, deadline, Ok).await
     }
 
     /// A version of a key's material; the key must be its row's parent.

@@ -238,7 +238,13 @@ fn enum_text<T: Text>(number: i32) -> std::borrow::Cow<'static, str> {
     T::text_of(number).map_or_else(|| number.to_string().into(), Into::into)
 }
 
-include!(concat!(env!("OUT_DIR"), "/forms.rs"));
+mod forms {
+    #![allow(clippy::all, reason = "generated")]
+
+    use super::*;
+
+    include!(concat!(env!("OUT_DIR"), "/forms.rs"));
+}
 
 #[cfg(test)]
 mod tests {
