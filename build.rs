@@ -159,7 +159,8 @@ impl<'a> Forms<'a> {
         if field.is_list() {
             // An empty list is an absent one on this wire, so it is never too short.
             let most = Limits { min: None, ..limits.clone() };
-            let (length, at) = (format!("self.{rust}.len()"), format!("at.list({name:?}, self.{rust}.len())"));
+            let (length, at) =
+                (format!("self.{rust}.len()"), format!("at.list({name:?}, self.{rust}.len())"));
             self.bounds(code, &most, "length", &length, &at)?;
             let mut inner = String::new();
             self.value(
@@ -315,7 +316,9 @@ impl<'a> Forms<'a> {
     fn refused(&self, field: &FieldDescriptor) -> Option<String> {
         let options = field.options();
         let extension = self.pool.get_extension_by_name("strongroom.options.v1.refused")?;
-        options.has_extension(&extension).then(|| options.get_extension(&extension).as_str().map(str::to_owned))?
+        options
+            .has_extension(&extension)
+            .then(|| options.get_extension(&extension).as_str().map(str::to_owned))?
     }
 
     fn flag(&self, field: &FieldDescriptor, option: &str) -> bool {

@@ -214,7 +214,8 @@ impl Call {
     /// AccessDeniedException.
     pub fn authorise<R: Resource>(&self, action: &str, resource: R) -> Result<Allowed<R>> {
         if resource.host_only() {
-            const WHO: &str = "only root or the daemon's own user may do this, over the Unix socket of its host";
+            const WHO: &str =
+                "only root or the daemon's own user may do this, over the Unix socket of its host";
             return if self.caller.is_host() { Ok(Allowed(resource)) } else { Err(self.denied(action, WHO)) };
         }
         let arn = resource.arn();
@@ -224,7 +225,8 @@ impl Call {
         match policy::authorize(&request, resource.policy(), &self.caller.principal.policies) {
             policy::Decision::Allowed { .. } => Ok(Allowed(resource)),
             policy::Decision::Denied(reason) => {
-                Err(Error::new(Exception::AccessDenied, reason.message(&request)).with_detail(format!("{reason:?}")))
+                Err(Error::new(Exception::AccessDenied, reason.message(&request))
+                    .with_detail(format!("{reason:?}")))
             }
         }
     }
@@ -269,12 +271,16 @@ impl Call {
 
     fn denied(&self, action: &str, why: &str) -> Error {
         let user = self.caller.arn();
-        Error::new(Exception::AccessDenied, format!("User: {user} is not authorized to perform: {action} because {why}"))
+        Error::new(
+            Exception::AccessDenied,
+            format!("User: {user} is not authorized to perform: {action} because {why}"),
+        )
     }
 
     /// Tells policies the encryption context of what is authorised next.
     pub fn condition_on(&mut self, encryption_context: &HashMap<String, String>) {
-        self.encryption_context = encryption_context.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        self.encryption_context =
+            encryption_context.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
     }
 
     /// Ends a call that was only a trial, after its checks and before its effect.
@@ -307,7 +313,13 @@ impl Call {
     }
 
     /// Adds an event of the daemon's own to the commit.
-    pub fn service_event(&mut self, name: &'static str, account: &str, details: Value, key: Option<&str>) -> Result<()> {
+    pub fn service_event(
+        &mut self,
+        name: &'static str,
+        account: &str,
+        details: Value,
+        key: Option<&str>,
+    ) -> Result<()> {
         let context = Context {
             source: Service::Kms.event_source(),
             name,
@@ -362,7 +374,12 @@ pub struct Answer<T> {
 ///
 /// `request` is an error where the bytes were no message: that too is a call,
 /// and on the record.
-pub async fn execute<O: Operation>(app: Arc<App>, caller: Caller, request: Result<O::Request>, deadline: Instant) -> Answer<O::Response> {
+pub async fn execute<O: Operation>(
+    app: Arc<App>,
+    caller: Caller,
+    request: Result<O::Request>,
+    deadline: Instant,
+) -> Answer<O::Response> {
     let context = Context {
         source: O::SERVICE.event_source(),
         name: O::NAME,
@@ -373,7 +390,9 @@ pub async fn execute<O: Operation>(app: Arc<App>, caller: Caller, request: Resul
     let call = Call::new(app.clone(), caller, context, deadline);
     let request_id = call.request_id.clone();
     let task = app.tasks.spawn(perform::<O>(call, request));
-    let result = task.await.unwrap_or_else(|error| Err(Error::internal(format!("the operation's task ended: {error}"))));
+    let result = task
+        .await
+        .unwrap_or_else(|error| Err(Error::internal(format!("the operation's task ended: {error}"))));
     Answer { request_id, result }
 }
 
@@ -395,7 +414,8 @@ async fn perform<O: Operation>(mut call: Call, request: Result<O::Request>) -> R
     };
     drop(guard);
     let outcome = result.as_ref().err().map_or("OK", |error| error.exception.name());
-    metrics::counter!("strongroom_operations_total", "operation" => O::NAME, "result" => outcome).increment(1);
+    metrics::counter!("strongroom_operations_total", "operation" => O::NAME, "result" => outcome)
+        .increment(1);
     metrics::histogram!("strongroom_operation_seconds", "operation" => O::NAME).record(began.elapsed());
     span.in_scope(|| log(&result));
     result
@@ -444,7 +464,8 @@ async fn settle<O: Operation>(call: &mut Call, result: Result<O::Response>) -> R
             call.events.clear();
             call.record.failed(error);
             if error.exception == Exception::AccessDenied {
-                let _ = tokio::time::timeout_at(call.deadline, call.app.denial(&call.caller.principal.arn)).await;
+                let _ =
+                    tokio::time::timeout_at(call.deadline, call.app.denial(&call.caller.principal.arn)).await;
             }
         }
     }
@@ -486,9 +507,9 @@ fn key_id(record: &Record) -> Option<Box<RawValue>> {
 }
 
 async fn within<T>(deadline: Instant, work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout_at(deadline + GRACE, work)
-        .await
-        .unwrap_or_else(|_| Err(Error::new(Exception::DependencyTimeout, "The request was not done in time.")))
+    tokio::time::timeout_at(deadline + GRACE, work).await.unwrap_or_else(|_| {
+        Err(Error::new(Exception::DependencyTimeout, "The request was not done in time."))
+    })
 }
 
 /// How long after its deadline a call may still end by itself, so that the

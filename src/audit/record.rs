@@ -150,7 +150,12 @@ impl Record {
             user_agent: caller.user_agent.clone().unwrap_or_default(),
             request_id: Some(request_id.to_owned()),
             tls_details,
-            ..Record::new(context, UserIdentity::of(caller), caller.principal.account.clone(), EventType::AwsApiCall)
+            ..Record::new(
+                context,
+                UserIdentity::of(caller),
+                caller.principal.account.clone(),
+                EventType::AwsApiCall,
+            )
         }
     }
 
@@ -172,7 +177,12 @@ impl Record {
         }
     }
 
-    fn new(context: Context<'_>, user_identity: UserIdentity, account: String, event_type: EventType) -> Record {
+    fn new(
+        context: Context<'_>,
+        user_identity: UserIdentity,
+        account: String,
+        event_type: EventType,
+    ) -> Record {
         Record {
             event_version: EVENT_VERSION,
             user_identity,
@@ -215,7 +225,11 @@ impl Record {
 
     /// The event for the store.
     pub fn event(&self) -> serde_json::Result<NewEvent> {
-        Ok(NewEvent { id: self.event_id.clone(), time_ms: self.event_time, record: serde_json::to_string(self)? })
+        Ok(NewEvent {
+            id: self.event_id.clone(),
+            time_ms: self.event_time,
+            record: serde_json::to_string(self)?,
+        })
     }
 }
 

@@ -49,5 +49,9 @@ fn member(status: crate::hsm::MemberStatus) -> hsm::Member {
 }
 
 fn mechanism((capability, result): (crate::hsm::Capability, Result<(), String>)) -> hsm::Mechanism {
-    hsm::Mechanism { algorithm: Some(format!("{capability:?}")), works: Some(result.is_ok()), reason: result.err() }
+    hsm::Mechanism {
+        algorithm: Some(format!("{capability:?}")),
+        works: Some(result.is_ok()),
+        reason: result.err(),
+    }
 }

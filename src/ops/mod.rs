@@ -65,7 +65,9 @@ mod prelude {
 
     /// A member that validation has shown to be there.
     pub(super) fn given<T>(member: &Option<T>) -> Result<&T> {
-        member.as_ref().ok_or_else(|| Error::internal("a required member passed validation without being there"))
+        member
+            .as_ref()
+            .ok_or_else(|| Error::internal("a required member passed validation without being there"))
     }
 
     /// An enum member that validation has shown to be known, or its default.
@@ -76,7 +78,8 @@ mod prelude {
     /// An enum member that has no default.
     pub(super) fn chosen<T: Text>(number: Option<i32>) -> Result<T> {
         let number = *given(&number)?;
-        T::try_from(number).map_err(|_| Error::internal("an enum member passed validation with an unknown value"))
+        T::try_from(number)
+            .map_err(|_| Error::internal("an enum member passed validation with an unknown value"))
     }
 
     /// Milliseconds since the epoch as a message's timestamp.

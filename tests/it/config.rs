@@ -11,7 +11,7 @@ use strongroom::caller::{Credential, PrincipalKind};
 use strongroom::commands::check_config::{self, CheckConfigArgs};
 use strongroom::commands::dev_setup::{self, AwsEndpoint, DevOptions, SoftHsm};
 use strongroom::commands::init::{self, InitArgs};
-use strongroom::config::{ADMINISTRATOR_ACCESS, Config, ConfigError, Flags, Loaded, restart_needed};
+use strongroom::config::{Config, ConfigError, Flags, Loaded, restart_needed};
 use strongroom::pki::{Ca, user_uri};
 use tempfile::TempDir;
 

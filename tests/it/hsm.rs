@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::{agreement, hmac, rsa, signature};
+use aws_lc_rs::{agreement, rsa, signature};
 use secrecy::SecretString;
 use spki::SubjectPublicKeyInfoRef;
 use spki::der::Decode as _;
