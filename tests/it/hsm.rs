@@ -189,7 +189,8 @@ async fn signatures(cluster: &Cluster) {
     use signature::*;
     let rsa = |scheme: fn(Hash) -> Scheme, hash| (Material::Rsa(2048), scheme(hash), Some(hash));
     let ec = |curve, hash| (Material::Ec(curve), Scheme::Ecdsa, Some(hash));
-    let table: [((Material, Scheme, Option<Hash>), &dyn VerificationAlgorithm); 11] = [
+    type Case = (Material, Scheme, Option<Hash>);
+    let table: [(Case, &dyn VerificationAlgorithm); 11] = [
         (rsa(Scheme::RsaPss, Hash::Sha256), &RSA_PSS_2048_8192_SHA256),
         (rsa(Scheme::RsaPss, Hash::Sha384), &RSA_PSS_2048_8192_SHA384),
         (rsa(Scheme::RsaPss, Hash::Sha512), &RSA_PSS_2048_8192_SHA512),
@@ -570,7 +571,7 @@ fn attackers_key(session: &cryptoki::session::Session) -> cryptoki::object::Obje
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_members_serve_and_one_is_enough() {
+async fn a_refused_member_does_not_hinder_another() {
     let (token, other) = (Token::new(1), Token::new(2));
     let identity = token.ceremony();
     let modules = BTreeMap::from([("a".to_owned(), token.module()), ("b".to_owned(), other.module())]);
