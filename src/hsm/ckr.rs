@@ -148,7 +148,7 @@ names! {
 mod tests {
     use super::*;
 
-    /// facts of section "what a CKR means", one row each.
+    /// One row per return value that the daemon has an answer to.
     #[test]
     fn each_return_value_has_its_class() {
         let table = [
