@@ -449,6 +449,13 @@ impl Cluster {
     }
 }
 
+/// Without [`Cluster::shutdown`] the members at least are no longer looked after.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
 async fn destroy_resident(member: &Arc<Member>, key: &KeyRef, deadline: Instant) -> Result<(), HsmError> {
     let search = keys::search(key.id, key.material);
     let step: Step<_> = Arc::new(move |session, _, _| {
