@@ -1,5 +1,6 @@
 //! Strongroom: an AWS-KMS-grade key service on your own PKCS#11 HSMs.
 
+pub mod audit;
 pub mod caller;
 pub mod error;
 pub mod hsm;

@@ -5,9 +5,12 @@
 //! knows nothing of what rows mean; [`crate::registry`] gives them types and
 //! checks their MACs.
 
+pub mod sqlite;
 mod types;
+mod verify;
 
 pub use types::*;
+pub use verify::*;
 
 /// What every database behind Strongroom must do; the contract suite
 /// (`tests/`) runs against each implementation.
@@ -17,7 +20,12 @@ pub trait Store: Send + Sync + 'static {
     /// the position of the last event (of the log's end where there was none).
     ///
     /// Commits of many callers share one transaction and one fsync (group
-    /// commit); one that conflicts fails alone.
+    /// commit); one that conflicts fails alone. The changes are the effects of
+    /// the commit's first event.
+    ///
+    /// A call that is dropped, or whose deadline passes, before its turn has no
+    /// effect; one whose deadline passes later fails with
+    /// [`StoreError::Failed`] and may yet have become durable.
     async fn commit(&self, commit: Commit) -> Result<Position, StoreError>;
 
     /// Whether new work may begin: false below the free-space mark, in which
@@ -51,6 +59,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Events after a position of a writer, in order, at most `limit`.
     async fn events(&self, after: Position, limit: u32) -> Result<Vec<StoredEvent>, StoreError>;
+
+    /// The events at these positions, in the order asked for; those that are
+    /// not there are left out.
+    async fn events_at(&self, positions: &[Position]) -> Result<Vec<StoredEvent>, StoreError>;
+
+    /// Everybody who appended to the log, the oldest first.
+    async fn writers(&self) -> Result<Vec<Writer>, StoreError>;
 
     /// The writer that this process is, and where its log ends.
     fn end(&self) -> tokio::sync::watch::Receiver<Position>;

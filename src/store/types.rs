@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// The kind of a row. A new kind of thing is a new variant, not a new table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -147,6 +148,12 @@ pub struct Position {
     pub sequence: u64,
 }
 
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.writer, self.sequence)
+    }
+}
+
 /// An event as it is in the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredEvent {
@@ -162,6 +169,57 @@ pub struct StoredEvent {
     pub effects: String,
     /// SHA-256 over the previous hash and every field above.
     pub hash: [u8; 32],
+}
+
+/// The hash before the first event of a log.
+pub const GENESIS_HASH: [u8; 32] = [0; 32];
+
+impl StoredEvent {
+    /// What [`StoredEvent::hash`] must be behind an event whose hash is `previous`.
+    pub fn expected_hash(&self, previous: &[u8; 32]) -> [u8; 32] {
+        chain_hash(previous, self.position, &self.id, self.time_ms, &self.record, &self.effects)
+    }
+}
+
+/// SHA-256 over every field, each behind its length (8 bytes, big-endian), so
+/// that no two events give the same bytes; numbers are big-endian.
+pub(crate) fn chain_hash(
+    previous: &[u8; 32],
+    position: Position,
+    id: &str,
+    time_ms: i64,
+    record: &str,
+    effects: &str,
+) -> [u8; 32] {
+    let fields: [&[u8]; 8] = [
+        b"strongroom event 1",
+        previous,
+        &position.writer.to_be_bytes(),
+        &position.sequence.to_be_bytes(),
+        id.as_bytes(),
+        &time_ms.to_be_bytes(),
+        record.as_bytes(),
+        effects.as_bytes(),
+    ];
+    let mut hash = Sha256::new();
+    for field in fields {
+        hash.update((field.len() as u64).to_be_bytes());
+        hash.update(field);
+    }
+    hash.finalize().into()
+}
+
+/// Somebody who appends to the log: a daemon on its database, and after a
+/// restore another one, so that a position never names two events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Writer {
+    /// Its number, the first part of its events' positions.
+    pub id: u32,
+    /// The event after which its log goes on; None for a log of its own
+    /// beginning, behind [`GENESIS_HASH`].
+    pub follows: Option<Position>,
+    /// When the database was restored before it began, milliseconds since the epoch.
+    pub restored_ms: Option<i64>,
 }
 
 /// A row's new version as the event log remembers it, so that an older version

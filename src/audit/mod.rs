@@ -1,0 +1,3 @@
+//! What the event log says, to those who ask.
+
+pub mod history;

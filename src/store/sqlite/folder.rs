@@ -1,0 +1,122 @@
+//! The data folder: its lock, its permissions, and how much room it has.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::OpenError;
+
+/// The file whose lock says that somebody uses the folder.
+const LOCK_FILE: &str = "lock";
+
+/// The folder is ours until this is dropped, or the process ends in any way.
+#[derive(Debug)]
+pub(super) struct FolderLock {
+    _file: File,
+}
+
+impl FolderLock {
+    /// Makes the folder (0700) where it is missing, and takes it.
+    pub(super) fn take(folder: &Path) -> Result<Self, OpenError> {
+        let io = |error| OpenError::Folder { folder: folder.to_owned(), error };
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(folder.join(LOCK_FILE))
+            .map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError::Held { folder: folder.to_owned(), pid: holder(&mut file) });
+            }
+            Err(TryLockError::Error(error)) => return Err(io(error)),
+        }
+        file.set_len(0).map_err(io)?;
+        // Only for the message to the next one who comes; the lock is what counts.
+        writeln!(file, "{}", std::process::id()).map_err(io)?;
+        Ok(FolderLock { _file: file })
+    }
+}
+
+fn holder(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.take(20).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Makes an empty file that only its owner may read, where there is none.
+pub(crate) fn create_private(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    match file {
+        Ok(file) => file.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes what was created, renamed or removed in a folder durable.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Whether the folder's file system has room for new work.
+#[derive(Debug)]
+pub(super) struct Space {
+    folder: PathBuf,
+    min_free_bytes: u64,
+    low: AtomicBool,
+}
+
+impl Space {
+    /// Looks at the file system for the first time.
+    pub(super) fn new(folder: &Path, min_free_bytes: u64) -> Self {
+        let space = Space { folder: folder.to_owned(), min_free_bytes, low: AtomicBool::new(false) };
+        space.refresh();
+        space
+    }
+
+    /// Whether new work may begin.
+    pub(super) fn is_enough(&self) -> bool {
+        !self.low.load(Ordering::Relaxed)
+    }
+
+    /// A write failed for want of room, whatever the file system says.
+    pub(super) fn ran_out(&self) {
+        self.set_low(true);
+    }
+
+    /// Asks the file system. What was too little is enough again only at an
+    /// eighth above the mark, so that the answer does not flap.
+    pub(super) fn refresh(&self) {
+        let was_low = !self.is_enough();
+        let mark = if was_low {
+            self.min_free_bytes.saturating_add(self.min_free_bytes / 8)
+        } else {
+            self.min_free_bytes
+        };
+        match rustix::fs::statvfs(&self.folder) {
+            Ok(stat) => self.set_low(stat.f_bavail.saturating_mul(stat.f_frsize) < mark),
+            Err(error) => {
+                tracing::error!(folder = %self.folder.display(), %error, "cannot ask for the free space");
+                self.set_low(true);
+            }
+        }
+    }
+
+    fn set_low(&self, low: bool) {
+        let folder = self.folder.display();
+        match (self.low.swap(low, Ordering::Relaxed), low) {
+            (false, true) => {
+                tracing::error!(%folder, min_free_bytes = self.min_free_bytes, "too little free space: new work is refused")
+            }
+            (true, false) => tracing::info!(%folder, "enough free space again: new work is taken"),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! Every statement on the store's tables.
+
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection, SqliteExecutor, query, query_as, query_scalar};
+
+use crate::store::{
+    Change, Effect, GENESIS_HASH, Kind, Position, Row, RowId, SignedHead, StoreError, StoredEvent, Writer,
+};
+
+/// Bits of a position that hold the sequence: enough for 8,900 years at 1,000 events a second.
+const SEQUENCE_BITS: u32 = 48;
+/// The last sequence that fits.
+const SEQUENCE_MAX: u64 = (1 << SEQUENCE_BITS) - 1;
+/// The last writer that fits beside the sequence in a positive i64.
+pub(super) const WRITER_MAX: u32 = 0x7fff;
+/// The most events that one INSERT takes. Smaller ones take powers of two, so
+/// that there are only a few statements and all of them stay prepared.
+const INSERT_EVENTS: usize = 64;
+
+/// A position as the rowid of its event. What does not fit becomes the last
+/// position, which no event ever has.
+pub(super) fn pack(position: Position) -> i64 {
+    let writer = i64::from(position.writer.min(WRITER_MAX));
+    let sequence = i64::try_from(position.sequence.min(SEQUENCE_MAX)).unwrap_or(i64::MAX);
+    (writer << SEQUENCE_BITS) | sequence
+}
+
+/// The position of a rowid.
+pub(super) fn unpack(rowid: i64) -> Position {
+    let bits = u64::try_from(rowid).unwrap_or(0);
+    Position {
+        writer: u32::try_from(bits >> SEQUENCE_BITS).unwrap_or(u32::MAX),
+        sequence: bits & SEQUENCE_MAX,
+    }
+}
+
+/// What a failed statement means to the store's caller.
+pub(super) fn failed(error: sqlx::Error) -> StoreError {
+    // Primary result code 13: SQLITE_FULL, the disk or the page limit.
+    match result_code(&error) {
+        Some(13) => StoreError::Full,
+        _ => StoreError::Failed(error.to_string()),
+    }
+}
+
+/// SQLite's primary result code (the lower byte of the extended one).
+pub(super) fn result_code(error: &sqlx::Error) -> Option<u32> {
+    let code = error.as_database_error()?.code()?;
+    code.parse::<u32>().ok().map(|code| code & 0xff)
+}
+
+// Rows
+
+macro_rules! select_rows {
+    ($rest:literal) => {
+        concat!("SELECT region, account, id, parent, due_ms, version, body, mac FROM row ", $rest)
+    };
+}
+
+type RowColumns = (String, String, String, Option<String>, Option<i64>, i64, String, Vec<u8>);
+
+fn row_of(kind: Kind, columns: RowColumns) -> Row {
+    let (region, account, id, parent, due_ms, version, body, mac) = columns;
+    Row {
+        id: RowId { kind, region, account, id },
+        parent,
+        due_ms,
+        // A negative version is nobody's; as 0 it fails the row's MAC.
+        version: u64::try_from(version).unwrap_or(0),
+        body,
+        mac,
+    }
+}
+
+fn rows_of(kind: Kind, rows: Vec<RowColumns>) -> Vec<Row> {
+    rows.into_iter().map(|columns| row_of(kind, columns)).collect()
+}
+
+pub(super) async fn row(db: impl SqliteExecutor<'_>, id: &RowId) -> sqlx::Result<Option<Row>> {
+    query_as(select_rows!("WHERE kind = ? AND region = ? AND account = ? AND id = ?"))
+        .bind(id.kind.as_str())
+        .bind(&id.region)
+        .bind(&id.account)
+        .bind(&id.id)
+        .fetch_optional(db)
+        .await
+        .map(|found| found.map(|columns| row_of(id.kind, columns)))
+}
+
+/// The rows of an account, or of one parent in it.
+pub(super) async fn rows(
+    db: impl SqliteExecutor<'_>,
+    kind: Kind,
+    (region, account): (&str, &str),
+    parent: Option<&str>,
+    after: Option<&str>,
+    limit: u32,
+) -> sqlx::Result<Vec<Row>> {
+    let after = after.unwrap_or_default();
+    let found = match parent {
+        None => query_as(select_rows!(
+            "WHERE kind = ? AND region = ? AND account = ? AND id > ? ORDER BY id LIMIT ?"
+        ))
+        .bind(kind.as_str())
+        .bind(region)
+        .bind(account),
+        Some(parent) => query_as(select_rows!(
+            "WHERE kind = ? AND region = ? AND account = ? AND parent = ? AND id > ? ORDER BY id LIMIT ?"
+        ))
+        .bind(kind.as_str())
+        .bind(region)
+        .bind(account)
+        .bind(parent),
+    };
+    found.bind(after).bind(limit).fetch_all(db).await.map(|rows| rows_of(kind, rows))
+}
+
+pub(super) async fn all_rows(
+    db: impl SqliteExecutor<'_>,
+    kind: Kind,
+    after: Option<&RowId>,
+    limit: u32,
+) -> sqlx::Result<Vec<Row>> {
+    let (region, account, id) = after
+        .map_or(("", "", ""), |after| (after.region.as_str(), after.account.as_str(), after.id.as_str()));
+    query_as(select_rows!(
+        "WHERE kind = ? AND (region, account, id) > (?, ?, ?) ORDER BY region, account, id LIMIT ?"
+    ))
+    .bind(kind.as_str())
+    .bind(region)
+    .bind(account)
+    .bind(id)
+    .bind(limit)
+    .fetch_all(db)
+    .await
+    .map(|rows| rows_of(kind, rows))
+}
+
+pub(super) async fn find(
+    db: impl SqliteExecutor<'_>,
+    kind: Kind,
+    region: &str,
+    id: &str,
+) -> sqlx::Result<Option<Row>> {
+    query_as(select_rows!("WHERE kind = ? AND region = ? AND id = ? ORDER BY account LIMIT 1"))
+        .bind(kind.as_str())
+        .bind(region)
+        .bind(id)
+        .fetch_optional(db)
+        .await
+        .map(|found| found.map(|columns| row_of(kind, columns)))
+}
+
+pub(super) async fn due(
+    db: impl SqliteExecutor<'_>,
+    kind: Kind,
+    now_ms: i64,
+    limit: u32,
+) -> sqlx::Result<Vec<Row>> {
+    query_as(select_rows!("WHERE kind = ? AND due_ms <= ? ORDER BY due_ms, region, account, id LIMIT ?"))
+        .bind(kind.as_str())
+        .bind(now_ms)
+        .bind(limit)
+        .fetch_all(db)
+        .await
+        .map(|rows| rows_of(kind, rows))
+}
+
+/// Makes the changes of one commit, all or none: the outer result is the
+/// group's transaction, the inner one this commit alone.
+pub(super) async fn apply(
+    db: &mut SqliteConnection,
+    changes: Vec<Change>,
+) -> Result<Result<Vec<Effect>, StoreError>, StoreError> {
+    if changes.is_empty() {
+        return Ok(Ok(Vec::new()));
+    }
+    query("SAVEPOINT one").execute(&mut *db).await.map_err(failed)?;
+    let mut effects = Vec::with_capacity(changes.len());
+    for change in changes {
+        match apply_one(db, change).await {
+            Ok(effect) => effects.push(effect),
+            Err(error) => {
+                // SQLite ends the whole transaction by itself on a full disk;
+                // then there is no savepoint left and the group fails with it.
+                let undone = query("ROLLBACK TO one").execute(&mut *db).await;
+                undone.map_err(|_| error.clone())?;
+                query("RELEASE one").execute(&mut *db).await.map_err(failed)?;
+                return Ok(Err(error));
+            }
+        }
+    }
+    query("RELEASE one").execute(&mut *db).await.map_err(failed)?;
+    Ok(Ok(effects))
+}
+
+async fn apply_one(db: &mut SqliteConnection, change: Change) -> Result<Effect, StoreError> {
+    let (id, changed, effect) = match change {
+        Change::Put(row) => {
+            let effect = Effect { row: row.id.clone(), version: row.version, mac: hex::encode(&row.mac) };
+            (row.id.clone(), put(db, row).await?, effect)
+        }
+        Change::Delete { id, expected } => {
+            let effect = Effect { row: id.clone(), version: 0, mac: String::new() };
+            let changed = delete(db, &id, expected).await?;
+            (id, changed, effect)
+        }
+    };
+    match changed {
+        0 => Err(StoreError::Conflict(id)),
+        _ => Ok(effect),
+    }
+}
+
+/// How many rows it wrote: 0 where another version is there.
+async fn put(db: &mut SqliteConnection, row: Row) -> Result<u64, StoreError> {
+    let version = stored_version(row.version)?;
+    let statement = match version {
+        1 => query(
+            "INSERT INTO row (parent, due_ms, version, body, mac, kind, region, account, id)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        ),
+        _ => query(
+            "UPDATE row SET parent = ?, due_ms = ?, version = ?, body = ?, mac = ?
+             WHERE kind = ? AND region = ? AND account = ? AND id = ? AND version = ?",
+        ),
+    };
+    let statement = statement
+        .bind(row.parent)
+        .bind(row.due_ms)
+        .bind(version)
+        .bind(row.body)
+        .bind(row.mac)
+        .bind(row.id.kind.as_str())
+        .bind(row.id.region)
+        .bind(row.id.account)
+        .bind(row.id.id);
+    let statement = if version == 1 { statement } else { statement.bind(version - 1) };
+    statement.execute(db).await.map(|done| done.rows_affected()).map_err(failed)
+}
+
+async fn delete(db: &mut SqliteConnection, id: &RowId, expected: u64) -> Result<u64, StoreError> {
+    query("DELETE FROM row WHERE kind = ? AND region = ? AND account = ? AND id = ? AND version = ?")
+        .bind(id.kind.as_str())
+        .bind(&id.region)
+        .bind(&id.account)
+        .bind(&id.id)
+        .bind(stored_version(expected)?)
+        .execute(db)
+        .await
+        .map(|done| done.rows_affected())
+        .map_err(failed)
+}
+
+fn stored_version(version: u64) -> Result<i64, StoreError> {
+    match i64::try_from(version) {
+        Ok(version) if version > 0 => Ok(version),
+        _ => Err(StoreError::Failed(format!("{version} is no row's version"))),
+    }
+}
+
+// Events
+
+/// Appends in one statement per power of two, without an index to keep.
+pub(super) async fn append(db: &mut SqliteConnection, events: Vec<StoredEvent>) -> sqlx::Result<()> {
+    let mut events = events.into_iter();
+    while events.len() > 0 {
+        let count = (1 << events.len().ilog2()).min(INSERT_EVENTS);
+        QueryBuilder::<Sqlite>::new("INSERT INTO event (position, id, time_ms, record, effects, hash) ")
+            .push_values(events.by_ref().take(count), |mut values, event| {
+                values
+                    .push_bind(pack(event.position))
+                    .push_bind(event.id)
+                    .push_bind(event.time_ms)
+                    .push_bind(event.record)
+                    .push_bind(event.effects)
+                    .push_bind(event.hash.to_vec());
+            })
+            .build()
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(())
+}
+
+type EventColumns = (i64, String, i64, String, String, Vec<u8>);
+
+fn event_of((position, id, time_ms, record, effects, hash): EventColumns) -> StoredEvent {
+    let position = unpack(position);
+    StoredEvent { position, id, time_ms, record: record.into(), effects, hash: hash_of(&hash) }
+}
+
+/// A hash of another length is nobody's; as zeroes it fits no event.
+fn hash_of(bytes: &[u8]) -> [u8; 32] {
+    bytes.try_into().unwrap_or(GENESIS_HASH)
+}
+
+pub(super) async fn events(
+    db: impl SqliteExecutor<'_>,
+    after: Position,
+    limit: u32,
+) -> sqlx::Result<Vec<StoredEvent>> {
+    query_as(
+        "SELECT position, id, time_ms, record, effects, hash FROM event
+         WHERE position > ? AND position <= ? ORDER BY position LIMIT ?",
+    )
+    .bind(pack(after))
+    .bind(pack(Position { sequence: SEQUENCE_MAX, ..after }))
+    .bind(limit)
+    .fetch_all(db)
+    .await
+    .map(|rows| rows.into_iter().map(event_of).collect())
+}
+
+/// In the order of the log.
+pub(super) async fn events_at(
+    db: impl SqliteExecutor<'_>,
+    positions: &[Position],
+) -> sqlx::Result<Vec<StoredEvent>> {
+    let positions: Vec<i64> = positions.iter().copied().map(pack).collect();
+    let positions = serde_json::to_string(&positions).map_err(|e| sqlx::Error::Encode(e.into()))?;
+    query_as(
+        "SELECT position, id, time_ms, record, effects, hash FROM event
+         WHERE position IN (SELECT value FROM json_each(?))",
+    )
+    .bind(positions)
+    .fetch_all(db)
+    .await
+    .map(|rows| rows.into_iter().map(event_of).collect())
+}
+
+pub(super) async fn hash_at(
+    db: impl SqliteExecutor<'_>,
+    position: Position,
+) -> sqlx::Result<Option<[u8; 32]>> {
+    query_scalar::<_, Vec<u8>>("SELECT hash FROM event WHERE position = ?")
+        .bind(pack(position))
+        .fetch_optional(db)
+        .await
+        .map(|found| found.map(|hash| hash_of(&hash)))
+}
+
+/// The last event of the whole log.
+pub(super) async fn last_event(db: impl SqliteExecutor<'_>) -> sqlx::Result<Option<(Position, [u8; 32])>> {
+    query_as::<_, (i64, Vec<u8>)>("SELECT position, hash FROM event ORDER BY position DESC LIMIT 1")
+        .fetch_optional(db)
+        .await
+        .map(|found| found.map(|(position, hash)| (unpack(position), hash_of(&hash))))
+}
+
+// Heads
+
+pub(super) async fn insert_head(db: impl SqliteExecutor<'_>, head: SignedHead) -> sqlx::Result<()> {
+    query(
+        "INSERT INTO head (position, hash, time_ms, signature) VALUES (?, ?, ?, ?)
+         ON CONFLICT DO UPDATE SET hash = excluded.hash, time_ms = excluded.time_ms,
+                                   signature = excluded.signature",
+    )
+    .bind(pack(head.position))
+    .bind(head.hash.to_vec())
+    .bind(head.time_ms)
+    .bind(head.signature)
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+pub(super) async fn heads(
+    db: impl SqliteExecutor<'_>,
+    after: Position,
+    limit: u32,
+) -> sqlx::Result<Vec<SignedHead>> {
+    let rows: Vec<(i64, Vec<u8>, i64, Vec<u8>)> = query_as(
+        "SELECT position, hash, time_ms, signature FROM head
+         WHERE position > ? AND position <= ? ORDER BY position LIMIT ?",
+    )
+    .bind(pack(after))
+    .bind(pack(Position { sequence: SEQUENCE_MAX, ..after }))
+    .bind(limit)
+    .fetch_all(db)
+    .await?;
+    let head = |(position, hash, time_ms, signature): (i64, Vec<u8>, i64, Vec<u8>)| SignedHead {
+        position: unpack(position),
+        hash: hash_of(&hash),
+        time_ms,
+        signature,
+    };
+    Ok(rows.into_iter().map(head).collect())
+}
+
+// Writers
+
+pub(super) async fn writers(db: impl SqliteExecutor<'_>) -> sqlx::Result<Vec<Writer>> {
+    let rows: Vec<(u32, Option<i64>, Option<i64>)> =
+        query_as("SELECT id, follows, restored_ms FROM writer ORDER BY id").fetch_all(db).await?;
+    let writer = |(id, follows, restored_ms): (u32, Option<i64>, Option<i64>)| Writer {
+        id,
+        follows: follows.map(unpack),
+        restored_ms,
+    };
+    Ok(rows.into_iter().map(writer).collect())
+}
+
+pub(super) async fn insert_writer(
+    db: impl SqliteExecutor<'_>,
+    writer: Writer,
+    now_ms: i64,
+) -> sqlx::Result<()> {
+    query("INSERT INTO writer (id, follows, started_ms, restored_ms) VALUES (?, ?, ?, ?)")
+        .bind(writer.id)
+        .bind(writer.follows.map(pack))
+        .bind(now_ms)
+        .bind(writer.restored_ms)
+        .execute(db)
+        .await
+        .map(drop)
+}
+
+/// When this writer's database was restored, until that is acknowledged.
+pub(super) async fn unacknowledged_restore(
+    db: impl SqliteExecutor<'_>,
+    writer: u32,
+) -> sqlx::Result<Option<i64>> {
+    query_scalar::<_, Option<i64>>("SELECT restored_ms FROM writer WHERE id = ? AND acknowledged_ms IS NULL")
+        .bind(writer)
+        .fetch_optional(db)
+        .await
+        .map(Option::flatten)
+}
+
+pub(super) async fn acknowledge_restore(
+    db: impl SqliteExecutor<'_>,
+    writer: u32,
+    now_ms: i64,
+) -> sqlx::Result<()> {
+    query("UPDATE writer SET acknowledged_ms = ? WHERE id = ?")
+        .bind(now_ms)
+        .bind(writer)
+        .execute(db)
+        .await
+        .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packed_positions_keep_their_order_and_come_back() {
+        let position = |writer, sequence| Position { writer, sequence };
+        let ordered = [
+            position(1, 0),
+            position(1, 1),
+            position(1, SEQUENCE_MAX - 1),
+            position(2, 0),
+            position(2, 7),
+            position(WRITER_MAX, SEQUENCE_MAX - 1),
+        ];
+        for pair in ordered.windows(2) {
+            assert!(pack(pair[0]) < pack(pair[1]), "{pair:?}");
+        }
+        for position in ordered {
+            assert_eq!(unpack(pack(position)), position);
+        }
+        assert_eq!(pack(position(u32::MAX, u64::MAX)), i64::MAX);
+    }
+}

@@ -1,0 +1,294 @@
+//! Group commit: one task, one connection, one fsync for all that wait.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sqlx::{ConnectOptions, Connection, SqliteConnection, query};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::folder::{FolderLock, Space};
+use super::{now_ms, schema, sql};
+use crate::store::{
+    Change, Commit, Effect, GENESIS_HASH, NewEvent, Position, SignedHead, StoreError, StoredEvent, Writer,
+    chain_hash,
+};
+
+/// The most jobs that are taken at once, and so the most commits of a transaction.
+const GROUP_MAX_JOBS: usize = 512;
+/// The most bytes of rows and events that they bring; the one that reaches it is the last.
+const GROUP_MAX_BYTES: usize = 8 << 20;
+
+type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// What the writer is asked to do.
+#[derive(Debug)]
+pub(super) enum Job {
+    Commit { commit: Commit, reply: Reply<Position> },
+    SignHead { head: SignedHead, reply: Reply<()> },
+    AcknowledgeRestore { reply: Reply<()> },
+    Close,
+}
+
+/// Where this writer's log ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LogEnd {
+    writer: Writer,
+    position: Position,
+    hash: [u8; 32],
+}
+
+/// Reads from the database where the writer's log ends.
+pub(super) async fn log_end(db: &mut SqliteConnection, writer: Writer) -> sqlx::Result<LogEnd> {
+    let beginning = Position { writer: writer.id, sequence: 0 };
+    if let Some((position, hash)) = sql::last_event(&mut *db).await?
+        && position.writer >= writer.id
+    {
+        return match position.writer == writer.id {
+            true => Ok(LogEnd { writer, position, hash }),
+            false => Err(sqlx::Error::Protocol(format!(
+                "the log has events of writer {}, whom the database does not know",
+                position.writer
+            ))),
+        };
+    }
+    let hash = match writer.follows {
+        Some(follows) => sql::hash_at(db, follows).await?.ok_or_else(|| {
+            let Position { writer, sequence } = follows;
+            sqlx::Error::Protocol(format!("the log lacks event {writer}/{sequence}, on which it goes on"))
+        })?,
+        None => GENESIS_HASH,
+    };
+    Ok(LogEnd { writer, position: beginning, hash })
+}
+
+/// The writer: everything that changes the database goes through it.
+pub(super) struct WriterTask {
+    /// None after a failure, until it is opened again.
+    db: Option<SqliteConnection>,
+    file: PathBuf,
+    max_pages: Option<u32>,
+    end: LogEnd,
+    announce: watch::Sender<Position>,
+    jobs: mpsc::Receiver<Job>,
+    space: Arc<Space>,
+    // INVARIANT: held until the connection above is closed; fields drop in order.
+    _lock: FolderLock,
+}
+
+/// What was taken from the queue at once.
+#[derive(Default)]
+struct Batch {
+    commits: Vec<(Commit, Reply<Position>)>,
+    bytes: usize,
+    others: Vec<Job>,
+    close: bool,
+}
+
+impl WriterTask {
+    /// The task, and where its log ends.
+    pub(super) fn new(
+        db: SqliteConnection,
+        lock: FolderLock,
+        file: &Path,
+        max_pages: Option<u32>,
+        end: LogEnd,
+        jobs: mpsc::Receiver<Job>,
+        space: Arc<Space>,
+    ) -> (Self, watch::Receiver<Position>) {
+        let (announce, announced) = watch::channel(end.position);
+        let file = file.to_owned();
+        (WriterTask { db: Some(db), file, max_pages, end, announce, jobs, space, _lock: lock }, announced)
+    }
+
+    /// Works until it is told to close or nobody is left who could ask.
+    pub(super) async fn run(mut self) {
+        while let Some(first) = self.jobs.recv().await {
+            let batch = self.gather(first);
+            self.commit(batch.commits).await;
+            for job in batch.others {
+                self.other(job).await;
+            }
+            if batch.close {
+                // What is still in the queue is carried out; nothing more comes in.
+                self.jobs.close();
+            }
+        }
+        if let Some(db) = self.db.take()
+            && let Err(error) = db.close().await
+        {
+            tracing::error!(%error, "closing the database failed");
+        }
+    }
+
+    /// Takes what waits, up to the limits, and leaves out what nobody waits for any more.
+    fn gather(&mut self, first: Job) -> Batch {
+        let mut batch = Batch::default();
+        let mut next = Some(first);
+        while let Some(job) = next {
+            match job {
+                Job::Commit { reply, .. } if reply.is_closed() => {}
+                Job::Commit { commit, reply } => {
+                    batch.bytes += size_of_commit(&commit);
+                    batch.commits.push((commit, reply));
+                }
+                Job::Close => batch.close = true,
+                other => batch.others.push(other),
+            }
+            let taken = batch.commits.len() + batch.others.len();
+            let full = taken >= GROUP_MAX_JOBS || batch.bytes >= GROUP_MAX_BYTES;
+            next = if full { None } else { self.jobs.try_recv().ok() };
+        }
+        batch
+    }
+
+    async fn commit(&mut self, group: Vec<(Commit, Reply<Position>)>) {
+        if group.is_empty() {
+            return;
+        }
+        let (commits, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        let outcomes = match self.write(commits).await {
+            Ok((outcomes, end)) => {
+                self.end = end;
+                self.announce.send_replace(end.position);
+                if outcomes.iter().any(|outcome| matches!(outcome, Err(StoreError::Full))) {
+                    self.space.ran_out();
+                }
+                outcomes
+            }
+            Err(error) => {
+                self.recover(&error).await;
+                vec![Err(error); replies.len()]
+            }
+        };
+        for (reply, outcome) in replies.into_iter().zip(outcomes) {
+            // Somebody who gave up meanwhile needs no answer.
+            reply.send(outcome).ok();
+        }
+    }
+
+    /// One transaction for all: each commit's own outcome, and the log's new end.
+    async fn write(
+        &mut self,
+        commits: Vec<Commit>,
+    ) -> Result<(Vec<Result<Position, StoreError>>, LogEnd), StoreError> {
+        let (db, mut end) = self.connection().await?;
+        query("BEGIN IMMEDIATE").execute(&mut *db).await.map_err(sql::failed)?;
+        let mut outcomes = Vec::with_capacity(commits.len());
+        let mut events = Vec::with_capacity(commits.len());
+        for Commit { changes, events: new } in commits {
+            let outcome = match sql::apply(db, changes).await? {
+                Ok(effects) => {
+                    let mut effects = effects_text(&effects)?;
+                    for event in new {
+                        // Only the first event carries the effects.
+                        let effects = std::mem::replace(&mut effects, NO_EFFECTS.into());
+                        events.push(end.append(event, effects));
+                    }
+                    Ok(end.position)
+                }
+                Err(error) => Err(error),
+            };
+            outcomes.push(outcome);
+        }
+        sql::append(db, events).await.map_err(sql::failed)?;
+        query("COMMIT").execute(db).await.map_err(sql::failed)?;
+        Ok((outcomes, end))
+    }
+
+    async fn other(&mut self, job: Job) {
+        match job {
+            Job::SignHead { head, reply } => {
+                let done = match self.connection().await {
+                    Ok((db, _)) => sql::insert_head(db, head).await.map_err(sql::failed),
+                    Err(error) => Err(error),
+                };
+                self.answer(reply, done).await;
+            }
+            Job::AcknowledgeRestore { reply } => {
+                let writer = self.end.writer.id;
+                let done = match self.connection().await {
+                    Ok((db, _)) => sql::acknowledge_restore(db, writer, now_ms()).await.map_err(sql::failed),
+                    Err(error) => Err(error),
+                };
+                self.answer(reply, done).await;
+            }
+            // They are in the batch's other fields.
+            Job::Commit { .. } | Job::Close => {}
+        }
+    }
+
+    async fn answer(&mut self, reply: Reply<()>, done: Result<(), StoreError>) {
+        if let Err(error) = &done {
+            self.recover(error).await;
+        }
+        reply.send(done).ok();
+    }
+
+    /// The connection, opened again after a failure. What the database then
+    /// says is the log's end, whatever the failure left open.
+    async fn connection(&mut self) -> Result<(&mut SqliteConnection, LogEnd), StoreError> {
+        let db = match self.db.take() {
+            Some(db) => db,
+            None => {
+                let options = schema::writer_options(&self.file, self.max_pages);
+                let mut db = options.connect().await.map_err(sql::failed)?;
+                self.end = log_end(&mut db, self.end.writer).await.map_err(sql::failed)?;
+                self.announce.send_replace(self.end.position);
+                db
+            }
+        };
+        Ok((self.db.insert(db), self.end))
+    }
+
+    /// After a failed write: the transaction goes with its connection.
+    async fn recover(&mut self, error: &StoreError) {
+        tracing::error!(%error, "a write to the database failed");
+        if let Some(db) = self.db.take()
+            && let Err(error) = db.close().await
+        {
+            tracing::warn!(%error, "closing the database after a failure failed");
+        }
+        match error {
+            StoreError::Full => self.space.ran_out(),
+            _ => self.space.refresh(),
+        }
+    }
+}
+
+impl LogEnd {
+    /// The last event before the end, also of a writer before this one.
+    pub(super) fn last_event(&self) -> Option<Position> {
+        match self.position.sequence {
+            0 => self.writer.follows,
+            _ => Some(self.position),
+        }
+    }
+
+    /// The next event; the end moves behind it.
+    fn append(&mut self, event: NewEvent, effects: String) -> StoredEvent {
+        let position = Position { sequence: self.position.sequence + 1, ..self.position };
+        let NewEvent { id, time_ms, record } = event;
+        let hash = chain_hash(&self.hash, position, &id, time_ms, &record, &effects);
+        self.position = position;
+        self.hash = hash;
+        StoredEvent { position, id, time_ms, record: record.into(), effects, hash }
+    }
+}
+
+const NO_EFFECTS: &str = "[]";
+
+fn effects_text(effects: &[Effect]) -> Result<String, StoreError> {
+    if effects.is_empty() {
+        return Ok(NO_EFFECTS.into());
+    }
+    serde_json::to_string(effects).map_err(|e| StoreError::Failed(e.to_string()))
+}
+
+fn size_of_commit(commit: &Commit) -> usize {
+    let changes = commit.changes.iter().map(|change| match change {
+        Change::Put(row) => row.body.len(),
+        Change::Delete { .. } => 0,
+    });
+    let events = commit.events.iter().map(|event| event.record.len());
+    changes.chain(events).sum()
+}
