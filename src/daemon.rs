@@ -132,7 +132,6 @@ struct Assembled {
 
 impl Assembled {
     async fn end(self) -> anyhow::Result<()> {
-        self.app.history.close().await;
         self.app.cluster.shutdown().await;
         self.store.close().await.context("the store could not be closed")?;
         tracing::info!("stopped");

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::prelude::*;
-use crate::audit::history::{Attribute, Lookup};
+use crate::audit::history::{Attribute, Lookup, PageCursor};
 use crate::audit::stream::{self, Filter, Seen, Subscription};
 use crate::proto::cloudtrail;
 use crate::registry::from_store;
@@ -47,25 +47,33 @@ impl Operation for LookupEvents {
         let invalid = || Error::new(Exception::InvalidNextToken, "The NextToken is not valid.");
         let lookup = Lookup {
             account: call.account().to_owned(),
+            region: call.region().to_owned(),
             attribute,
             start_ms,
             end_ms,
             before: request
                 .next_token
                 .as_deref()
-                .map(|token| token.parse().map_err(|_| invalid()))
+                .map(|token| cursor(token).ok_or_else(invalid))
                 .transpose()?,
             limit: u32::try_from(request.max_results.unwrap_or(LOOKUP_EVENTS)).unwrap_or(1),
         };
         let page =
-            call.app.history.lookup(lookup).await.map_err(|error| Error::internal(error.to_string()))?;
+            call.app.history.lookup(&lookup).await.map_err(|error| Error::internal(error.to_string()))?;
         let events: Result<Vec<_>> =
             page.events.iter().map(|stored| Ok(Seen::read(&stored.record)?.event(stored))).collect();
-        Ok(cloudtrail::LookupEventsResponse {
-            events: events?,
-            next_token: page.next.map(|next| next.to_string()),
-        })
+        Ok(cloudtrail::LookupEventsResponse { events: events?, next_token: page.next.map(token) })
     }
+}
+
+/// A page's end as clients give it back.
+fn token(cursor: PageCursor) -> String {
+    format!("{}.{}", cursor.time_ms, stream::token(cursor.position))
+}
+
+fn cursor(token: &str) -> Option<PageCursor> {
+    let (time, position) = token.split_once('.')?;
+    Some(PageCursor { time_ms: time.parse().ok()?, position: stream::position(position)? })
 }
 
 fn range(request: &cloudtrail::LookupEventsRequest) -> Result<(i64, i64)> {

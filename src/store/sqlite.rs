@@ -13,7 +13,7 @@
 mod copy;
 mod folder;
 mod schema;
-pub(crate) mod sql;
+mod sql;
 mod writer;
 
 use std::collections::HashMap;
@@ -29,8 +29,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, timeout};
 
+pub(crate) use copy::remove_database;
 pub use copy::{RestoreReport, backup, restore};
-use folder::{FolderLock, Space, create_private, sync_folder};
+pub(crate) use folder::create_private;
+use folder::{FolderLock, Space, sync_folder};
 use writer::{Job, WriterTask};
 
 use super::{Commit, Kind, Position, Row, RowId, SignedHead, Store, StoreError, StoredEvent, Writer};

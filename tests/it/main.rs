@@ -11,6 +11,9 @@
 
 mod cli;
 mod config;
+mod history;
 mod hsm;
 mod policy;
+mod store;
+mod store_sqlite;
 mod transport;

@@ -51,7 +51,7 @@ fn holder(file: &mut File) -> Option<u32> {
 }
 
 /// Makes an empty file that only its owner may read, where there is none.
-pub(super) fn create_private(path: &Path) -> io::Result<()> {
+pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     match file {
         Ok(file) => file.sync_all(),

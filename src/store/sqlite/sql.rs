@@ -43,7 +43,7 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
 }
 
 /// SQLite's primary result code (the lower byte of the extended one).
-pub(crate) fn result_code(error: &sqlx::Error) -> Option<u32> {
+pub(super) fn result_code(error: &sqlx::Error) -> Option<u32> {
     let code = error.as_database_error()?.code()?;
     code.parse::<u32>().ok().map(|code| code & 0xff)
 }
