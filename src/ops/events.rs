@@ -186,6 +186,7 @@ impl Operation for VerifyEvents {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
+        management_only(call)?;
         crate::audit::verify::verify(&call.app, request.expected_head.as_deref(), call.deadline).await
     }
 }

@@ -21,6 +21,7 @@ impl Operation for ListMembers {
     }
 
     async fn run(call: &mut Call, _: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
+        management_only(call)?;
         Ok(hsm::ListMembersResponse { members: call.app.cluster.members().into_iter().map(member).collect() })
     }
 }

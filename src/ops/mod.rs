@@ -82,6 +82,18 @@ mod prelude {
             .map_err(|_| Error::internal("an enum member passed validation with an unknown value"))
     }
 
+    /// Refuses what shows the whole installation to all but the account that
+    /// runs it.
+    pub(super) fn management_only(call: &Call) -> Result<()> {
+        if call.account() == call.app.account {
+            return Ok(());
+        }
+        Err(Error::new(
+            Exception::AccessDenied,
+            format!("User: {} is not of the management account, which alone may do this", call.caller.arn()),
+        ))
+    }
+
     /// Milliseconds since the epoch as a message's timestamp.
     pub(super) fn timestamp(ms: i64) -> prost_types::Timestamp {
         let nanos = i32::try_from(ms.rem_euclid(1000)).unwrap_or_default() * 1_000_000;
