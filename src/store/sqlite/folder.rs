@@ -17,7 +17,7 @@ const LOCK_FILE: &str = "lock";
 /// The folder is ours until this is dropped, or the process ends in any way.
 #[derive(Debug)]
 pub(super) struct FolderLock {
-    _file: File,
+    file: File,
 }
 
 impl FolderLock {
@@ -43,7 +43,17 @@ impl FolderLock {
         file.set_len(0).map_err(io)?;
         // Only for the message to the next one who comes; the lock is what counts.
         writeln!(file, "{}", std::process::id()).map_err(io)?;
-        Ok(FolderLock { _file: file })
+        Ok(FolderLock { file })
+    }
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough while a process that was just forked
+        // has it open too.
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "giving the data folder back failed");
+        }
     }
 }
 
