@@ -18,13 +18,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 pub use attributes::{Attribute, Attributes, attributes};
 use index::{Cursor, Index};
 
+use crate::store::sqlite::is_damage;
 use crate::store::{Position, Store, StoreError, StoredEvent};
 
 /// The index in the data folder.
@@ -89,8 +90,11 @@ struct Shared {
     file: PathBuf,
     /// Replaced as a whole when the index is made again.
     index: ArcSwap<Index>,
-    /// How far the feed is in the log of the writer that this process is.
-    reached: watch::Sender<u64>,
+    /// How far the feed is in the log of the writer that this process is; None
+    /// until the logs of earlier writers are in.
+    reached: watch::Sender<Option<u64>>,
+    /// A lookup came upon damage in the index.
+    damage: Notify,
 }
 
 impl History {
@@ -103,15 +107,16 @@ impl History {
             Ok(index) => {
                 tracing::warn!(file = %file.display(), "the history does not fit the log and is made again");
                 index.close().await;
-                Index::create(&file).await?
+                Index::create(&file).await.map_err(unusable)?
             }
             Err(error) => {
                 tracing::warn!(file = %file.display(), %error, "the history is damaged and is made again");
-                Index::create(&file).await?
+                Index::create(&file).await.map_err(unusable)?
             }
         };
-        let (reached, _) = watch::channel(0);
-        let shared = Arc::new(Shared { store, file, index: ArcSwap::from_pointee(index), reached });
+        let (reached, _) = watch::channel(None);
+        let index = ArcSwap::from_pointee(index);
+        let shared = Arc::new(Shared { store, file, index, reached, damage: Notify::new() });
         let feed = tokio::spawn(shared.clone().feed()).abort_handle();
         Ok(History { shared, feed })
     }
@@ -119,12 +124,13 @@ impl History {
     /// One page of events. Every event that was in the log at the call is
     /// considered: a feed that is too far behind is [`StoreError::Failed`].
     pub async fn lookup(&self, lookup: &Lookup) -> Result<Page, StoreError> {
-        self.shared.caught_up().await?;
+        // The index first: one that is made again meanwhile fails the query,
+        // where a new one that is not yet full would answer too little.
         let index = self.shared.index.load_full();
-        let query = index.find(lookup);
-        let mut found = timeout(Duration::from_millis(LOOKUP_TIMEOUT_MS), query).await.map_err(|_| {
-            StoreError::Failed(format!("the lookup took longer than {LOOKUP_TIMEOUT_MS} ms"))
-        })??;
+        self.shared.caught_up().await?;
+        let found = timeout(Duration::from_millis(LOOKUP_TIMEOUT_MS), index.find(lookup)).await;
+        let late = || StoreError::Failed(format!("the lookup took longer than {LOOKUP_TIMEOUT_MS} ms"));
+        let mut found = found.map_err(|_| late())?.map_err(|error| self.shared.note(error))?;
         let limit = usize::try_from(lookup.limit).unwrap_or(usize::MAX);
         let more = found.len() > limit;
         found.truncate(limit);
@@ -138,6 +144,10 @@ impl Drop for History {
     fn drop(&mut self) {
         self.feed.abort();
     }
+}
+
+fn unusable(error: sqlx::Error) -> StoreError {
+    StoreError::Failed(format!("the history cannot be made: {error}"))
 }
 
 /// Whether the index's cursors stand at events that the log has.
@@ -156,7 +166,7 @@ impl Shared {
     async fn caught_up(&self) -> Result<(), StoreError> {
         let end = self.store.end().borrow().sequence;
         let mut reached = self.reached.subscribe();
-        let wait = reached.wait_for(|reached| *reached >= end);
+        let wait = reached.wait_for(|reached| reached.is_some_and(|reached| reached >= end));
         match timeout(Duration::from_millis(LOOKUP_WAIT_MS), wait).await {
             Ok(Ok(_)) => Ok(()),
             _ => Err(StoreError::Failed("the history has not yet taken in the whole log".into())),
@@ -168,22 +178,29 @@ impl Shared {
         let mut end = self.store.end();
         loop {
             end.mark_unchanged();
-            match self.catch_up().await {
-                Ok(()) if end.changed().await.is_err() => return,
-                Ok(()) => sleep(Duration::from_millis(FEED_PAUSE_MS)).await,
+            let damaged = match self.catch_up().await {
+                Ok(()) => tokio::select! {
+                    changed = end.changed() => match changed {
+                        Ok(()) => false,
+                        Err(_) => return,
+                    },
+                    () = self.damage.notified() => true,
+                },
                 Err(error) => {
                     tracing::error!(%error, "the history cannot take in the log");
                     sleep(Duration::from_millis(FEED_RETRY_MS)).await;
-                    if let Err(error) = self.renew_if_damaged().await {
-                        tracing::error!(%error, "the history cannot be made again");
-                    }
+                    error.needs_new_index()
                 }
+            };
+            match damaged {
+                true => self.renew().await,
+                false => sleep(Duration::from_millis(FEED_PAUSE_MS)).await,
             }
         }
     }
 
     /// Takes in what every writer's log has behind its cursor.
-    async fn catch_up(&self) -> Result<(), StoreError> {
+    async fn catch_up(&self) -> Result<(), FeedError> {
         let own = self.store.end().borrow().writer;
         let index = self.index.load_full();
         let cursors = index.cursors().await?;
@@ -193,7 +210,7 @@ impl Shared {
             let mut after = known.map_or(beginning, |cursor| cursor.position);
             loop {
                 if writer.id == own {
-                    self.reached.send_replace(after.sequence);
+                    self.reached.send_replace(Some(after.sequence));
                 }
                 let events = self.store.events(after, FEED_BATCH).await?;
                 let Some(last) = events.last() else { break };
@@ -204,15 +221,83 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes the index again where it is the one that failed.
-    async fn renew_if_damaged(&self) -> Result<(), StoreError> {
-        let index = self.index.load_full();
-        if index.is_sound().await {
-            return Ok(());
+    /// Makes the index again; until it has the log, lookups wait.
+    async fn renew(&self) {
+        tracing::warn!(file = %self.file.display(), "the history is damaged and is made again");
+        self.index.load_full().close().await;
+        self.reached.send_replace(None);
+        match Index::create(&self.file).await {
+            Ok(index) => self.index.store(Arc::new(index)),
+            Err(error) => tracing::error!(%error, "the history cannot be made again"),
         }
-        index.close().await;
-        self.reached.send_replace(0);
-        self.index.store(Arc::new(Index::create(&self.file).await?));
-        Ok(())
+    }
+
+    /// What a failed lookup's caller is told; damage is the feed's to mend.
+    fn note(&self, error: sqlx::Error) -> StoreError {
+        if is_damage(&error) {
+            self.damage.notify_one();
+        }
+        StoreError::Failed(format!("history: {error}"))
+    }
+}
+
+/// Which side of the feed failed.
+#[derive(Debug, thiserror::Error)]
+enum FeedError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("history: {0}")]
+    Index(#[from] sqlx::Error),
+}
+
+impl FeedError {
+    /// Whether the index must be made again: it is damaged, or was closed for
+    /// that and the new one could not be made.
+    fn needs_new_index(&self) -> bool {
+        matches!(self, FeedError::Index(error) if is_damage(error) || matches!(error, sqlx::Error::PoolClosed))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::{SqliteOptions, SqliteStore};
+    use crate::store::{Commit, NewEvent};
+
+    #[tokio::test]
+    async fn an_index_that_is_damaged_at_work_is_made_again() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let options = SqliteOptions { min_free_bytes: 0, ..SqliteOptions::default() };
+        let store = Arc::new(SqliteStore::open(folder.path(), options).await.unwrap());
+        let record =
+            r#"{"eventID":"e","eventName":"n","eventSource":"s","awsRegion":"r","recipientAccountId":"a"}"#;
+        let event = NewEvent { id: "e".into(), time_ms: 1, record: record.into() };
+        store.commit(Commit { changes: vec![], events: vec![event; 3] }).await.unwrap();
+        let history = History::open(folder.path(), store.clone()).await.unwrap();
+        let lookup = Lookup {
+            account: "a".into(),
+            region: "r".into(),
+            attribute: None,
+            start_ms: 0,
+            end_ms: 1,
+            before: None,
+            limit: 10,
+        };
+        let whole = history.lookup(&lookup).await.unwrap();
+        assert_eq!(whole.events.len(), 3);
+
+        let damaged = history.shared.index.load_full();
+        history.shared.damage.notify_one();
+        while Arc::ptr_eq(&damaged, &history.shared.index.load_full()) {
+            // Whatever a lookup says meanwhile, it does not say too little.
+            if let Ok(page) = history.lookup(&lookup).await {
+                assert_eq!(page, whole);
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(history.lookup(&lookup).await.unwrap(), whole);
+        drop(history);
+        store.close().await.unwrap();
     }
 }

@@ -51,7 +51,7 @@ async fn open(folder: &Path) -> SqliteStore {
 }
 
 async fn open_error(folder: &Path) -> OpenError {
-    SqliteStore::open(folder, options()).await.err().expect("the folder was opened")
+    SqliteStore::open(folder, options()).await.expect_err("the folder was opened")
 }
 
 /// The machine's own free space is not what is tested.

@@ -8,7 +8,7 @@ use sqlx::{ConnectOptions, SqlitePool, query, query_as, query_scalar};
 
 use super::{Lookup, PageCursor, attributes};
 use crate::store::sqlite::{create_private, remove_database};
-use crate::store::{Position, StoreError, StoredEvent};
+use crate::store::{Position, StoredEvent};
 
 /// PRAGMA user_version: an index of another layout is made again.
 const LAYOUT: i64 = 1;
@@ -45,8 +45,8 @@ pub(super) struct Index {
 impl Index {
     /// Opens the file, made where it is missing; one that is damaged or of
     /// another layout is an error.
-    pub(super) async fn open(file: &Path) -> Result<Self, StoreError> {
-        create_private(file).map_err(|e| StoreError::Failed(e.to_string()))?;
+    pub(super) async fn open(file: &Path) -> sqlx::Result<Self> {
+        create_private(file)?;
         let options = SqliteConnectOptions::new()
             .filename(file)
             .busy_timeout(Duration::from_millis(BUSY_TIMEOUT_MS))
@@ -58,20 +58,21 @@ impl Index {
             .max_connections(CONNECTIONS)
             .acquire_timeout(Duration::from_millis(BUSY_TIMEOUT_MS))
             .connect_with(options)
-            .await
-            .map_err(failed)?;
-        let layout: i64 = query_scalar("PRAGMA user_version").fetch_one(&pool).await.map_err(failed)?;
+            .await?;
+        let layout: i64 = query_scalar("PRAGMA user_version").fetch_one(&pool).await?;
         match layout {
             LAYOUT => {}
-            0 => drop(sqlx::raw_sql(TABLES).execute(&pool).await.map_err(failed)?),
-            other => return Err(StoreError::Failed(format!("layout {other}"))),
+            0 => {
+                sqlx::raw_sql(TABLES).execute(&pool).await?;
+            }
+            other => return Err(sqlx::Error::Protocol(format!("layout {other}"))),
         }
         Ok(Index { pool })
     }
 
     /// Removes the file and makes a new one.
-    pub(super) async fn create(file: &Path) -> Result<Self, StoreError> {
-        remove_database(file).map_err(|e| StoreError::Failed(e.to_string()))?;
+    pub(super) async fn create(file: &Path) -> sqlx::Result<Self> {
+        remove_database(file)?;
         Self::open(file).await
     }
 
@@ -79,18 +80,9 @@ impl Index {
         self.pool.close().await;
     }
 
-    /// Whether the tables can be read: what SQLite finds damaged, it says at
-    /// the page that is; this looks at those that every feed needs.
-    pub(super) async fn is_sound(&self) -> bool {
-        let check = query_scalar::<_, String>("PRAGMA quick_check(1)").fetch_one(&self.pool).await;
-        matches!(check.as_deref(), Ok("ok"))
-    }
-
-    pub(super) async fn cursors(&self) -> Result<Vec<Cursor>, StoreError> {
-        let rows: Vec<(u32, i64, Vec<u8>)> = query_as("SELECT writer, sequence, hash FROM cursor")
-            .fetch_all(&self.pool)
-            .await
-            .map_err(failed)?;
+    pub(super) async fn cursors(&self) -> sqlx::Result<Vec<Cursor>> {
+        let rows: Vec<(u32, i64, Vec<u8>)> =
+            query_as("SELECT writer, sequence, hash FROM cursor").fetch_all(&self.pool).await?;
         let cursor = |(writer, sequence, hash): (u32, i64, Vec<u8>)| Cursor {
             position: position(writer, sequence),
             // No event has a hash of another length, or of zeroes.
@@ -100,10 +92,9 @@ impl Index {
     }
 
     /// Takes in events and moves their writer's cursor, both or neither.
-    pub(super) async fn add(&self, events: &[StoredEvent], cursor: Cursor) -> Result<(), StoreError> {
-        let entries =
-            serde_json::to_string(&entries(events)).map_err(|e| StoreError::Failed(e.to_string()))?;
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    pub(super) async fn add(&self, events: &[StoredEvent], cursor: Cursor) -> sqlx::Result<()> {
+        let entries = serde_json::to_string(&entries(events)).map_err(|e| sqlx::Error::Encode(e.into()))?;
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         query(
             "INSERT OR IGNORE INTO entry (account, region, attribute, value, time_ms, writer, sequence)
              SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
@@ -111,20 +102,18 @@ impl Index {
         )
         .bind(entries)
         .execute(&mut *transaction)
-        .await
-        .map_err(failed)?;
+        .await?;
         query("INSERT OR REPLACE INTO cursor (writer, sequence, hash) VALUES (?, ?, ?)")
             .bind(cursor.position.writer)
             .bind(stored(cursor.position.sequence))
             .bind(cursor.hash.to_vec())
             .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
-        transaction.commit().await.map_err(failed)
+            .await?;
+        transaction.commit().await
     }
 
     /// The newest entries that fit, one more than the limit where there are more.
-    pub(super) async fn find(&self, lookup: &Lookup) -> Result<Vec<PageCursor>, StoreError> {
+    pub(super) async fn find(&self, lookup: &Lookup) -> sqlx::Result<Vec<PageCursor>> {
         let (attribute, value) = match &lookup.attribute {
             Some((attribute, value)) => (attribute.code(), value.as_str()),
             None => (0, ""),
@@ -150,8 +139,7 @@ impl Index {
         .bind(stored(before.position.sequence))
         .bind(i64::from(lookup.limit) + 1)
         .fetch_all(&self.pool)
-        .await
-        .map_err(failed)?;
+        .await?;
         let entry =
             |(time_ms, writer, sequence)| PageCursor { time_ms, position: position(writer, sequence) };
         Ok(rows.into_iter().map(entry).collect())
@@ -190,8 +178,4 @@ fn stored(sequence: u64) -> i64 {
 
 fn position(writer: u32, sequence: i64) -> Position {
     Position { writer, sequence: u64::try_from(sequence).unwrap_or(0) }
-}
-
-fn failed(error: sqlx::Error) -> StoreError {
-    StoreError::Failed(format!("history: {error}"))
 }
