@@ -11,5 +11,6 @@
 
 mod cli;
 mod config;
+mod interop;
 mod policy;
 mod transport;
