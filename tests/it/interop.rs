@@ -38,10 +38,10 @@ fn a_client_in_another_language_finds_kms() {
 
 /// The Python of the virtual environment that `make test` makes.
 fn python() -> PathBuf {
-    let venv = std::env::var_os("STRONGROOM_VENV")
+    let venv = std::env::var_os("TEST_VENV")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv"), PathBuf::from);
     let python = venv.join("bin/python");
-    assert!(python.exists(), "{} is not there: run make test, or name a virtual environment with tests/python/requirements.txt in STRONGROOM_VENV", python.display());
+    assert!(python.exists(), "{} is not there: run make test, or name a virtual environment with tests/python/requirements.txt in TEST_VENV", python.display());
     python
 }
 
