@@ -41,7 +41,11 @@ fn python() -> PathBuf {
     let venv = std::env::var_os("TEST_VENV")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv"), PathBuf::from);
     let python = venv.join("bin/python");
-    assert!(python.exists(), "{} is not there: run make test, or name a virtual environment with tests/python/requirements.txt in TEST_VENV", python.display());
+    assert!(
+        python.exists(),
+        "{} is not there: run make test, or name a virtual environment with tests/python/requirements.txt in TEST_VENV",
+        python.display()
+    );
     python
 }
 
