@@ -13,6 +13,7 @@ mod cli;
 mod config;
 mod history;
 mod hsm;
+mod interop;
 mod policy;
 mod store;
 mod store_sqlite;

@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from client import CLOUDTRAIL, KMS, KmsError, Service
+from samples import Samples
 
 EVENTS_TIMEOUT_S = 60
 
@@ -37,6 +38,12 @@ def kms(events):
 def keys(kms):
     """One key per spec and usage, for tests that do not change it."""
     return functools.cache(lambda spec, usage="ENCRYPT_DECRYPT": Key(kms, spec, usage))
+
+
+@pytest.fixture(scope="session")
+def samples(kms, keys):
+    """A request of each operation that succeeds."""
+    return Samples(kms, keys)
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_an_alias_moves_among_its_family(kms, new_key, refused, unique):
         kms.update_alias(alias_name=alias, target_key_id=rsa.id)
     with refused("ValidationException"):
         kms.create_alias(alias_name=alias + "2", target_key_id=alias)
-    entry = next(kms.list_aliases(key_id=two.id).aliases.__iter__())
+    [entry] = kms.list_aliases(key_id=two.id).aliases
     assert (entry.alias_name, entry.target_key_id) == (alias, two.id)
     assert entry.alias_arn == f"{two.arn.rpartition(':')[0]}:{alias}"
     assert entry.last_updated_date.ToMilliseconds() >= entry.creation_date.ToMilliseconds() > 0
