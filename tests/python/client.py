@@ -21,7 +21,6 @@ from urllib.parse import urlparse
 
 import grpc
 import grpc_tools
-from google.protobuf import symbol_database  # noqa: F401  (registers the well-known types)
 from google.protobuf.descriptor import FieldDescriptor
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
