@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+/// Where SoftHSM2 is, on an unusual system.
+const LIBRARY: &str = "STRONGROOM_SOFTHSM2_LIBRARY";
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[test]
@@ -68,7 +70,14 @@ struct Daemon {
 impl Daemon {
     fn start(folder: &Path) -> Daemon {
         let log = folder.join("log");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_strongroom"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_strongroom"));
+        // The tests' own variables are no configuration of a daemon's.
+        for (name, _) in
+            std::env::vars().filter(|(name, _)| name.starts_with("STRONGROOM_") && name != LIBRARY)
+        {
+            command.env_remove(name);
+        }
+        let mut child = command
             .args(["dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--dir"])
             .arg(folder.join("dev"))
             .stdout(Stdio::piped())

@@ -36,8 +36,7 @@ AGREEMENT_SPECS = ["ECC_NIST_P256", "ECC_NIST_P384", "ECC_NIST_P521"]
 ORDERS = {
     "ECC_NIST_P256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
     "ECC_NIST_P384": int(
-        "ffffffffffffffffffffffffffffffffffffffffffffffff"
-        "c7634d81f4372ddf581a0db248b0a77aecec196accc52973",
+        "ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973",
         16,
     ),
     "ECC_NIST_P521": int(

@@ -5,7 +5,7 @@ Members are given by their proto names, enums by AWS's text:
     kms.create_key(key_spec="RSA_2048", key_usage="SIGN_VERIFY")
 
 A failure raises KmsError with KMS's exception name. Every call is kept in
-`calls`, and every byte string that was sent or received in `secrets`, so that
+`calls`, and everything secret that was sent or received in `secrets`, so that
 the event log can be compared with them.
 """
 
@@ -21,7 +21,6 @@ from urllib.parse import urlparse
 
 import grpc
 import grpc_tools
-from google.protobuf import symbol_database  # noqa: F401  (registers the well-known types)
 from google.protobuf.descriptor import FieldDescriptor
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -138,14 +137,17 @@ def _metadata(pairs):
     return {key: value for key, value in pairs or ()}
 
 
-def _byte_strings(built):
+def _secrets(built):
+    """Every byte string of a message, and every string that its proto calls secret."""
     for field, value in built.ListFields():
         if field.type == FieldDescriptor.TYPE_BYTES:
             yield value
+        elif field.GetOptions().Extensions[options_pb2.secret]:
+            yield from (each.encode() for each in value)
         elif field.message_type and not field.message_type.GetOptions().map_entry:
             nested = [value] if hasattr(value, "ListFields") else value
             for each in nested:
-                yield from _byte_strings(each)
+                yield from _secrets(each)
 
 
 class Service:
@@ -166,10 +168,10 @@ class Service:
 
     def call(self, method, request):
         """Sends a message; raises KmsError."""
-        self.secrets.update(_byte_strings(request))
+        self.secrets.update(_secrets(request))
         answer = self.send(method, request.SerializeToString(), request)
         answer = method.output_type._concrete_class.FromString(answer)
-        self.secrets.update(_byte_strings(answer))
+        self.secrets.update(_secrets(answer))
         return answer
 
     def send(self, method, data, request=None):

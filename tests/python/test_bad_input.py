@@ -22,9 +22,7 @@ CONTEXTS = {"encryption_context", "source_encryption_context", "destination_encr
 
 
 def fields(wanted):
-    return pytest.mark.parametrize(
-        "operation, field", [case for case in FIELDS if wanted(case.values[1])]
-    )
+    return pytest.mark.parametrize("operation, field", [case for case in FIELDS if wanted(case.values[1])])
 
 
 def limits(field):
@@ -117,8 +115,8 @@ def test_a_member_that_is_not_served_is_refused(kms, samples, refused, operation
 
 
 @fields(is_key)
-def test_a_key_is_not_found(kms, samples, refused, operation, field):
-    account, region = os.environ.get("AWS_ACCOUNT", "111122223333"), os.environ["AWS_REGION"]
+def test_a_key_is_not_found(kms, keys, samples, refused, operation, field):
+    _, _, _, region, account, _ = keys("SYMMETRIC_DEFAULT").arn.split(":")
     arn = f"arn:aws:kms:{region}:{account}:key/{UNKNOWN_ID}"
     cases = {
         UNKNOWN_ID: ("NotFoundException", f"Key '{arn}' does not exist"),
@@ -151,7 +149,8 @@ def test_a_context_has_a_most(kms, samples, refused, operation, field):
 
 
 @pytest.mark.parametrize(
-    "operation", [name for name, method in OPERATIONS.items() if "grant_tokens" in method.input_type.fields_by_name]
+    "operation",
+    [name for name, method in OPERATIONS.items() if "grant_tokens" in method.input_type.fields_by_name],
 )
 def test_grant_tokens_are_few_and_short(kms, samples, refused, operation):
     for tokens in (["x"] * 11, ["x" * 8193], [""]):
@@ -226,7 +225,10 @@ def test_an_algorithm_is_of_another_spec(kms, samples, refused, operation, membe
         ({"key_spec": "RSA_2048", "key_usage": "KEY_AGREEMENT"}, "ValidationException"),
         ({"key_spec": "ECC_SECG_P256K1", "key_usage": "ENCRYPT_DECRYPT"}, "ValidationException"),
         ({"key_usage": "SIGN_VERIFY"}, "ValidationException"),
-        ({"key_spec": "SYMMETRIC_DEFAULT", "customer_master_key_spec": "SYMMETRIC_DEFAULT"}, "ValidationException"),
+        (
+            {"key_spec": "SYMMETRIC_DEFAULT", "customer_master_key_spec": "SYMMETRIC_DEFAULT"},
+            "ValidationException",
+        ),
         ({"origin": "EXTERNAL"}, "UnsupportedOperationException"),
         ({"origin": "EXTERNAL_KEY_STORE"}, "UnsupportedOperationException"),
         ({"origin": "AWS_CLOUDHSM"}, "ValidationException"),
@@ -263,7 +265,9 @@ STATEMENT = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "kms:*", "R
         json.dumps({"Version": "2012-10-17", "Statement": {**STATEMENT, "Effects": "Allow"}}),
         json.dumps({"Version": "2012-10-17", "Statement": {**STATEMENT, "Condition": {"Like": {"a": "b"}}}}),
         json.dumps({"Version": "2012-10-17", "Statement": {**STATEMENT, "Principal": {"AWS": "nobody"}}}),
-        json.dumps({"Version": "2012-10-17", "Statement": {k: v for k, v in STATEMENT.items() if k != "Principal"}}),
+        json.dumps(
+            {"Version": "2012-10-17", "Statement": {k: v for k, v in STATEMENT.items() if k != "Principal"}}
+        ),
         json.dumps({"Version": "2012-10-17", "Statement": {**STATEMENT, "Action": "kms:DescribeKey"}}),
         json.dumps({"Version": "2012-10-17", "Statement": STATEMENT})[:-1],
         "[" * 20000,

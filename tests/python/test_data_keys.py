@@ -78,7 +78,9 @@ def check_pair(spec, private_der, public_der):
     if spec in RSA_SPECS:
         assert isinstance(private, rsa.RSAPrivateKey)
         assert (private.key_size, public.public_numbers().e) == (int(spec[4:]), 65537)
-        public.verify(private.sign(message, padding.PKCS1v15(), SHA256()), message, padding.PKCS1v15(), SHA256())
+        public.verify(
+            private.sign(message, padding.PKCS1v15(), SHA256()), message, padding.PKCS1v15(), SHA256()
+        )
     elif spec in CURVES:
         assert private.curve.name == CURVES[spec].name
         public.verify(private.sign(message, ec.ECDSA(SHA256())), message, ec.ECDSA(SHA256()))

@@ -39,9 +39,7 @@ def test_a_trial_looks_at_the_data(kms, samples, refused):
     ):
         sample = samples[operation]
         with refused(exception):
-            getattr(kms, snake(operation))(
-                **{**sample, member: flipped(sample[member])}, dry_run=True
-            )
+            getattr(kms, snake(operation))(**{**sample, member: flipped(sample[member])}, dry_run=True)
 
 
 def test_a_trial_may_come_without_the_ciphertext(kms, keys, refused):

@@ -56,9 +56,10 @@ def test_a_key_is_found_by_four_names(kms, new_key, unique):
         assert kms.describe_key(key_id=name).key_metadata.key_id == key.id
         assert kms.encrypt(key_id=name, plaintext=b"x").key_id == key.arn
         assert kms.decrypt(key_id=name, ciphertext_blob=sealed).plaintext == b"x"
-        assert kms.re_encrypt(
-            source_key_id=name, destination_key_id=name, ciphertext_blob=sealed
-        ).source_key_id == key.arn
+        assert (
+            kms.re_encrypt(source_key_id=name, destination_key_id=name, ciphertext_blob=sealed).source_key_id
+            == key.arn
+        )
         assert kms.generate_data_key(key_id=name, key_spec="AES_256").key_id == key.arn
     kms.delete_alias(alias_name=alias)
     with pytest.raises(KmsError, match="NotFoundException"):
@@ -103,7 +104,9 @@ def test_an_alias_moves_among_its_family(kms, new_key, refused, unique):
             call(alias_name=alias, **more)
 
 
-@pytest.mark.parametrize("name", ["x", "alias/", "alias/aws/s3", "alias/a b", "alias/ä", "alias/a:b", "Alias/x"])
+@pytest.mark.parametrize(
+    "name", ["x", "alias/", "alias/aws/s3", "alias/a b", "alias/ä", "alias/a:b", "Alias/x"]
+)
 def test_a_name_that_is_no_alias_is_refused(kms, keys, name):
     with pytest.raises(KmsError) as raised:
         kms.create_alias(alias_name=name, target_key_id=keys("SYMMETRIC_DEFAULT").id)

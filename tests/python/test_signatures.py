@@ -6,8 +6,18 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from algorithms import ORDERS, RSA_SPECS, SIGNING, SIGNING_CASES, digest, flipped, hash_of, modulus_bytes, verify
-from client import text
+from algorithms import (
+    ORDERS,
+    RSA_SPECS,
+    SIGNING,
+    SIGNING_CASES,
+    digest,
+    flipped,
+    hash_of,
+    modulus_bytes,
+    verify,
+)
+from client import KmsError, text
 
 BAD = "KMSInvalidSignatureException"
 EVERY = pytest.mark.parametrize("spec, algorithm", SIGNING_CASES)
@@ -48,9 +58,7 @@ def test_raw_and_digest_agree(kms, keys, spec, algorithm):
     message = os.urandom(300)
     forms = {"RAW": message, "DIGEST": digest(algorithm, message)}
     signatures = {
-        kind: kms.sign(
-            key_id=key.id, message=form, message_type=kind, signing_algorithm=algorithm
-        ).signature
+        kind: kms.sign(key_id=key.id, message=form, message_type=kind, signing_algorithm=algorithm).signature
         for kind, form in forms.items()
     }
     if algorithm.startswith("RSASSA_PKCS1"):
@@ -102,9 +110,7 @@ def test_a_bad_signature_is_an_exception_with_an_empty_message(kms, keys, refuse
             kms.verify(key_id=key.id, message=message, signature=signature, signing_algorithm=algorithm)
             raise AssertionError(what)
     with refused(BAD, ""):
-        kms.verify(
-            key_id=key.id, message=flipped(message), signature=good, signing_algorithm=algorithm
-        )
+        kms.verify(key_id=key.id, message=flipped(message), signature=good, signing_algorithm=algorithm)
 
 
 @ECDSA
@@ -168,9 +174,7 @@ def test_pss_signatures_differ_and_ed25519_ones_do_not(kms, keys):
 def test_a_signature_is_bound_to_its_algorithm_and_key(kms, keys, new_key, refused):
     key, other = keys("RSA_2048", "SIGN_VERIFY"), new_key("RSA_2048", "SIGN_VERIFY")
     message = os.urandom(48)
-    signature = kms.sign(
-        key_id=key.id, message=message, signing_algorithm="RSASSA_PSS_SHA_256"
-    ).signature
+    signature = kms.sign(key_id=key.id, message=message, signing_algorithm="RSASSA_PSS_SHA_256").signature
     for algorithm in set(SIGNING["RSA_2048"]) - {"RSASSA_PSS_SHA_256"}:
         with refused(BAD, ""):
             kms.verify(key_id=key.id, message=message, signature=signature, signing_algorithm=algorithm)
@@ -194,10 +198,6 @@ def test_ed25519_takes_messages_only(kms, keys, refused):
 
 
 def test_ml_dsa_is_right_or_refused(kms, new_key):
-    from cryptography.hazmat.primitives.asymmetric import mldsa  # noqa: F401  (key loading needs it)
-
-    from client import KmsError
-
     for spec in ("ML_DSA_44", "ML_DSA_65", "ML_DSA_87"):
         try:
             key = new_key(spec, "SIGN_VERIFY")
