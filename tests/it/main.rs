@@ -9,7 +9,16 @@
     reason = "a test fails by panicking"
 )]
 
+mod cancel;
 mod cli;
 mod config;
+mod deletion;
+mod disk;
+mod kill;
+mod operated;
+mod outage;
 mod policy;
+mod secrecy;
+mod support;
+mod tamper;
 mod transport;
