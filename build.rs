@@ -1,6 +1,6 @@
 //! Compiles `proto/` and writes, from its descriptors and options, what every
 //! message needs beyond its wire form: its limits, its form in a CloudTrail
-//! record, and a Debug output without secrets.
+//! record, and a Debug output without secrets. Makes the tests' SoftHSM2 tokens.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,11 +14,54 @@ use prost_reflect::{
     Value,
 };
 
-type Error = Box<dyn std::error::Error>;
+#[path = "src/hsm/softhsm.rs"]
+#[allow(dead_code, reason = "shared with the library, which uses more of it")]
+mod softhsm;
+
+/// Tokens that really differ: a copy of a token has its original's serial.
+const FIXTURE_TOKENS: usize = 4;
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> Result<(), Error> {
+    println!("cargo:rerun-if-changed=build.rs");
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    protobuf(&out)
+    protobuf(&out)?;
+    softhsm_fixture(&out)
+}
+
+/// Makes ready-initialised SoftHSM2 token folders, `1/tokens` to `4/tokens`
+/// (labels `strongroom-test-1` to `-4`, SO PIN 12345678, user PIN 87654321),
+/// which each test copies. Without SoftHSM2 the variable stays empty.
+fn softhsm_fixture(out: &Path) -> Result<(), Error> {
+    println!("cargo:rerun-if-changed=src/hsm/softhsm.rs");
+    println!("cargo:rerun-if-env-changed={}", softhsm::LIBRARY_VARIABLE);
+    let Some(library) = softhsm::library() else {
+        println!("cargo:warning=SoftHSM2 was not found, its tests will fail: {}", softhsm::INSTALL_HINT);
+        println!("cargo:rustc-env=STRONGROOM_FIXTURE_DIR=");
+        // What is not there counts as changed: the next build looks again.
+        println!("cargo:rerun-if-changed=/libsofthsm2.so");
+        return Ok(());
+    };
+    println!("cargo:rerun-if-changed={}", library.display());
+    let folder = out.join("softhsm-fixture");
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    for number in 1..=FIXTURE_TOKENS {
+        fixture_token(&library, &folder.join(number.to_string()), number)?;
+    }
+    println!("cargo:rustc-env=STRONGROOM_FIXTURE_DIR={}", folder.display());
+    Ok(())
+}
+
+fn fixture_token(library: &Path, folder: &Path, number: usize) -> Result<(), Error> {
+    let configuration = folder.join("softhsm2.conf");
+    softhsm::write_configuration(&configuration, &folder.join("tokens"))?;
+    // SAFETY: the build script has one thread.
+    unsafe { env::set_var(softhsm::CONFIGURATION_VARIABLE, &configuration) };
+    softhsm::initialise_token(library, &format!("strongroom-test-{number}"), "12345678", "87654321")?;
+    Ok(())
 }
 
 fn protobuf(out: &Path) -> Result<(), Error> {
@@ -116,7 +159,8 @@ impl<'a> Forms<'a> {
         if field.is_list() {
             // An empty list is an absent one on this wire, so it is never too short.
             let most = Limits { min: None, ..limits.clone() };
-            let (length, at) = (format!("self.{rust}.len()"), format!("at.list({name:?}, self.{rust}.len())"));
+            let (length, at) =
+                (format!("self.{rust}.len()"), format!("at.list({name:?}, self.{rust}.len())"));
             self.bounds(code, &most, "length", &length, &at)?;
             let mut inner = String::new();
             self.value(
@@ -272,7 +316,9 @@ impl<'a> Forms<'a> {
     fn refused(&self, field: &FieldDescriptor) -> Option<String> {
         let options = field.options();
         let extension = self.pool.get_extension_by_name("strongroom.options.v1.refused")?;
-        options.has_extension(&extension).then(|| options.get_extension(&extension).as_str().map(str::to_owned))?
+        options
+            .has_extension(&extension)
+            .then(|| options.get_extension(&extension).as_str().map(str::to_owned))?
     }
 
     fn flag(&self, field: &FieldDescriptor, option: &str) -> bool {

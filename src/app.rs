@@ -129,7 +129,11 @@ impl App {
         let mut in_flight = self.in_flight.lock();
         let running = in_flight.entry(principal.to_owned()).or_insert(0);
         if *running >= self.limits.load().requests_per_principal_max {
-            return Err(Error::new(Exception::Throttling, "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.").retry_after(RETRY));
+            return Err(Error::new(
+                Exception::Throttling,
+                "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.",
+            )
+            .retry_after(RETRY));
         }
         *running += 1;
         Ok(Admission { app: self, principal: principal.to_owned() })

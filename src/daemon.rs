@@ -25,10 +25,10 @@ use crate::api::listener::{Bind, Listener, Serving};
 use crate::api::operators::{self, OperatorListener};
 use crate::api::tls::{ClientCaSettings, TlsSettings, TlsState};
 use crate::app::{App, Denials, Parts};
-use crate::audit::history::History;
 use crate::audit::head;
+use crate::audit::history::History;
 use crate::caller::{Credential, Principal};
-use crate::config::{Config, Flags, LogFormat, Loaded, restart_needed};
+use crate::config::{Config, Flags, Loaded, LogFormat, restart_needed};
 use crate::health;
 use crate::hsm::{Cluster, MemberState};
 use crate::identity::{self, Identity};
@@ -62,7 +62,10 @@ pub struct Bound {
 }
 
 /// Runs a daemon until it is told to stop. `ready` is called once, when it serves.
-pub async fn serve(options: Options, ready: impl FnOnce(&Config, Bound) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub async fn serve(
+    options: Options,
+    ready: impl FnOnce(&Config, Bound) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let hangups = signal(SignalKind::hangup())?;
     let loaded = Config::load(Some(&options.config), &options.flags)?;
     let metrics = operators::install_recorder()?;
@@ -77,7 +80,8 @@ pub async fn serve(options: Options, ready: impl FnOnce(&Config, Bound) -> anyho
         drain_timeout: Duration::from_millis(loaded.config.limits.drain_timeout_ms),
     };
 
-    let mut listeners = vec![Listener::bind(&Bind::Tcp(loaded.config.grpc.address)).await.context("grpc.address")?];
+    let mut listeners =
+        vec![Listener::bind(&Bind::Tcp(loaded.config.grpc.address)).await.context("grpc.address")?];
     if let Some(path) = &loaded.config.grpc.unix_socket {
         let bind = Bind::Unix { path: path.clone(), mode: loaded.config.grpc.unix_socket_mode.0 };
         listeners.push(Listener::bind(&bind).await.context("grpc.unix_socket")?);
@@ -101,7 +105,8 @@ pub async fn serve(options: Options, ready: impl FnOnce(&Config, Bound) -> anyho
     ready(&loaded.config, bound)?;
     systemd::ready();
 
-    let reload = Reload { options, authenticator, gate, app: app.clone(), front, current: Mutex::new(loaded) };
+    let reload =
+        Reload { options, authenticator, gate, app: app.clone(), front, current: Mutex::new(loaded) };
     wait_for_end(hangups, &reload).await?;
 
     systemd::stopping();
@@ -127,7 +132,6 @@ struct Assembled {
 
 impl Assembled {
     async fn end(self) -> anyhow::Result<()> {
-        self.app.history.close().await;
         self.app.cluster.shutdown().await;
         self.store.close().await.context("the store could not be closed")?;
         tracing::info!("stopped");
@@ -147,8 +151,12 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
         opened.push((member, pin));
     }
     let cluster = Cluster::start(&config.modules, opened, identity.clone(), config.hsm.clone())?;
-    let registry =
-        Registry::new(dynamic.clone(), cluster.clone(), identity.mac_key(), CacheLimits { keys: CACHED_KEYS });
+    let registry = Registry::new(
+        dynamic.clone(),
+        cluster.clone(),
+        identity.mac_key(),
+        CacheLimits { keys: CACHED_KEYS },
+    );
     if first_member(&cluster).await {
         identity::check(&registry, &row).await?;
     } else {
@@ -193,7 +201,9 @@ pub fn account(loaded: &Loaded) -> anyhow::Result<String> {
 
 async fn first_member(cluster: &Cluster) -> bool {
     let mut health = cluster.watch();
-    let serves = |members: &Vec<crate::hsm::MemberHealth>| members.iter().any(|member| member.state == MemberState::Serving);
+    let serves = |members: &Vec<crate::hsm::MemberHealth>| {
+        members.iter().any(|member| member.state == MemberState::Serving)
+    };
     let waited = tokio::time::timeout(FIRST_MEMBER_TIMEOUT, health.wait_for(serves)).await;
     matches!(waited, Ok(Ok(_)))
 }
@@ -211,7 +221,10 @@ async fn last_recorded_ms(store: &dyn Store) -> anyhow::Result<Option<i64>> {
 /// the backup: every key goes on as if a generous number of leases were gone.
 async fn recover_leases(app: &App, restored_ms: i64) -> anyhow::Result<()> {
     let moved = app.registry.skip_leases().await.map_err(|error| {
-        anyhow::anyhow!("the use counts of the restored keys could not be moved ahead: {error} {}", error.detail.as_deref().unwrap_or_default())
+        anyhow::anyhow!(
+            "the use counts of the restored keys could not be moved ahead: {error} {}",
+            error.detail.as_deref().unwrap_or_default()
+        )
     })?;
     let details = json!({
         "restoredAtMs": restored_ms,
@@ -303,7 +316,9 @@ impl Reload {
                 self.apply(loaded, tls);
             }
             (Err(error), _) => tracing::error!("the configuration stays as it was: {error:#}"),
-            (Ok(_), Err(error)) => tracing::error!("the configuration stays as it was: the reload could not be recorded: {error:#}"),
+            (Ok(_), Err(error)) => tracing::error!(
+                "the configuration stays as it was: the reload could not be recorded: {error:#}"
+            ),
         }
         systemd::ready();
     }
@@ -338,15 +353,22 @@ pub struct Front {
     limits: Arc<ArcSwap<CallLimits>>,
 }
 
-fn front(app: &Arc<App>, authenticator: &Arc<Authenticator>, loaded: &Loaded) -> (tonic_health::server::HealthReporter, Front) {
+fn front(
+    app: &Arc<App>,
+    authenticator: &Arc<Authenticator>,
+    loaded: &Loaded,
+) -> (tonic_health::server::HealthReporter, Front) {
     let (reporter, health) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let mut others = tonic::service::Routes::new(health);
-    match reflection.build_v1() {
-        Ok(service) => others = others.add_service(service),
-        Err(error) => tracing::error!(%error, "reflection is not offered"),
+    // Older clients ask by the older name.
+    match (reflection().build_v1(), reflection().build_v1alpha()) {
+        (Ok(v1), Ok(v1alpha)) => others = others.add_service(v1).add_service(v1alpha),
+        (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "reflection is not offered"),
     }
     let front = Front {
         app: app.clone(),

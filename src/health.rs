@@ -24,19 +24,32 @@ impl Readiness for Ready {
         let mut checks = vec![Check {
             name: "disk".to_owned(),
             ok: accepts,
-            detail: if accepts { String::new() } else { "free space is below store.min_free_bytes".to_owned() },
+            detail: if accepts {
+                String::new()
+            } else {
+                "free space is below store.min_free_bytes".to_owned()
+            },
         }];
         let members = self.0.cluster.watch().borrow().clone();
         let serving = members.iter().filter(|member| member.state == MemberState::Serving).count();
         let down: Vec<String> = members
             .iter()
             .filter(|member| member.state != MemberState::Serving)
-            .map(|member| format!("{} is {:?}: {}", member.uri, member.state, member.reason.as_deref().unwrap_or("not attached yet")))
+            .map(|member| {
+                format!(
+                    "{} is {:?}: {}",
+                    member.uri,
+                    member.state,
+                    member.reason.as_deref().unwrap_or("not attached yet")
+                )
+            })
             .collect();
         checks.push(Check {
             name: "hsm".to_owned(),
             ok: serving > 0,
-            detail: format!("{serving} of {} members serve. {}", members.len(), down.join("; ")).trim_end().to_owned(),
+            detail: format!("{serving} of {} members serve. {}", members.len(), down.join("; "))
+                .trim_end()
+                .to_owned(),
         });
         checks
     }

@@ -77,7 +77,10 @@ fn command() -> Command {
     let hsm = Command::new("hsm")
         .about("The HSMs")
         .arg_required_else_help(true)
-        .subcommand(hsm_init::HsmInitArgs::augment_args(Command::new("init")).about("Hold the ceremony: make the keys of the installation in a token, once"))
+        .subcommand(
+            hsm_init::HsmInitArgs::augment_args(Command::new("init"))
+                .about("Hold the ceremony: make the keys of the installation in a token, once"),
+        )
         .subcommand(cli::hsm_list_command());
     <Cli as clap::CommandFactory>::command()
         .subcommand(cli::kms_command())

@@ -22,6 +22,7 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::app::App;
 use crate::audit::record::{Context, EventResource, Record};
@@ -32,7 +33,7 @@ use crate::key;
 use crate::policy::{self, Policy};
 use crate::registry::{self, Draft};
 use crate::resource::Resource;
-use crate::store::{Commit, NewEvent};
+use crate::store::{Change, Commit, NewEvent};
 use crate::wire::Form;
 
 /// How often an operation whose rows were changed meanwhile is run again.
@@ -214,7 +215,8 @@ impl Call {
     /// AccessDeniedException.
     pub fn authorise<R: Resource>(&self, action: &str, resource: R) -> Result<Allowed<R>> {
         if resource.host_only() {
-            const WHO: &str = "only root or the daemon's own user may do this, over the Unix socket of its host";
+            const WHO: &str =
+                "only root or the daemon's own user may do this, over the Unix socket of its host";
             return if self.caller.is_host() { Ok(Allowed(resource)) } else { Err(self.denied(action, WHO)) };
         }
         let arn = resource.arn();
@@ -224,7 +226,8 @@ impl Call {
         match policy::authorize(&request, resource.policy(), &self.caller.principal.policies) {
             policy::Decision::Allowed { .. } => Ok(Allowed(resource)),
             policy::Decision::Denied(reason) => {
-                Err(Error::new(Exception::AccessDenied, reason.message(&request)).with_detail(format!("{reason:?}")))
+                Err(Error::new(Exception::AccessDenied, reason.message(&request))
+                    .with_detail(format!("{reason:?}")))
             }
         }
     }
@@ -269,12 +272,16 @@ impl Call {
 
     fn denied(&self, action: &str, why: &str) -> Error {
         let user = self.caller.arn();
-        Error::new(Exception::AccessDenied, format!("User: {user} is not authorized to perform: {action} because {why}"))
+        Error::new(
+            Exception::AccessDenied,
+            format!("User: {user} is not authorized to perform: {action} because {why}"),
+        )
     }
 
     /// Tells policies the encryption context of what is authorised next.
     pub fn condition_on(&mut self, encryption_context: &HashMap<String, String>) {
-        self.encryption_context = encryption_context.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        self.encryption_context =
+            encryption_context.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
     }
 
     /// Ends a call that was only a trial, after its checks and before its effect.
@@ -307,7 +314,13 @@ impl Call {
     }
 
     /// Adds an event of the daemon's own to the commit.
-    pub fn service_event(&mut self, name: &'static str, account: &str, details: Value, key: Option<&str>) -> Result<()> {
+    pub fn service_event(
+        &mut self,
+        name: &'static str,
+        account: &str,
+        details: Value,
+        key: Option<&str>,
+    ) -> Result<()> {
         let context = Context {
             source: Service::Kms.event_source(),
             name,
@@ -329,12 +342,38 @@ impl Call {
         self.record.additional_event_data.clear();
     }
 
-    /// Makes the call's changes and its event durable.
-    async fn commit(&mut self) -> Result<()> {
-        let changes = self.app.registry.seal(&self.drafts, self.deadline).await?;
+    /// Puts a success on the record: in the caller's account, and in those of
+    /// the other accounts whose keys were used.
+    fn succeeded<O: Operation>(&mut self, response: &O::Response) -> Result<()> {
+        if !O::READ_ONLY {
+            self.record.response_elements = response.event().or_else(|| key_id(&self.record));
+        }
+        for copy in self.record.shared() {
+            self.events.push(copy.event().map_err(|error| Error::internal(error.to_string()))?);
+        }
+        Ok(())
+    }
+
+    /// Puts a failure on the record; a denial no faster than the log should
+    /// grow by one principal's denials.
+    async fn failed(&mut self, error: &Error) {
+        self.drafts.clear();
+        self.events.clear();
+        self.record.failed(error);
+        if error.exception == Exception::AccessDenied {
+            let principal = &self.caller.principal.arn;
+            // Past its deadline it is denied all the same.
+            let _ = tokio::time::timeout_at(self.deadline, self.app.denial(principal)).await;
+        }
+    }
+
+    /// Makes the call's changes and its events durable.
+    async fn commit(&mut self, changes: Vec<Change>) -> Result<()> {
         let mut events = vec![self.record.event().map_err(|error| Error::internal(error.to_string()))?];
         events.append(&mut self.events);
+        let began = std::time::Instant::now();
         let result = self.app.store.commit(Commit { changes, events }).await;
+        metrics::histogram!("strongroom_commit_seconds").record(began.elapsed());
         self.app.registry.forget(&self.drafts);
         result.map(|_| ()).map_err(registry::from_store)
     }
@@ -362,7 +401,12 @@ pub struct Answer<T> {
 ///
 /// `request` is an error where the bytes were no message: that too is a call,
 /// and on the record.
-pub async fn execute<O: Operation>(app: Arc<App>, caller: Caller, request: Result<O::Request>, deadline: Instant) -> Answer<O::Response> {
+pub async fn execute<O: Operation>(
+    app: Arc<App>,
+    caller: Caller,
+    request: Result<O::Request>,
+    deadline: Instant,
+) -> Answer<O::Response> {
     let context = Context {
         source: O::SERVICE.event_source(),
         name: O::NAME,
@@ -373,32 +417,48 @@ pub async fn execute<O: Operation>(app: Arc<App>, caller: Caller, request: Resul
     let call = Call::new(app.clone(), caller, context, deadline);
     let request_id = call.request_id.clone();
     let task = app.tasks.spawn(perform::<O>(call, request));
-    let result = task.await.unwrap_or_else(|error| Err(Error::internal(format!("the operation's task ended: {error}"))));
+    let result = task
+        .await
+        .unwrap_or_else(|error| Err(Error::internal(format!("the operation's task ended: {error}"))));
     Answer { request_id, result }
 }
 
 async fn perform<O: Operation>(mut call: Call, request: Result<O::Request>) -> Result<O::Response> {
     let began = std::time::Instant::now();
-    let span = tracing::debug_span!("call", operation = O::NAME, request_id = %call.request_id, principal = %call.caller.principal.arn);
+    let span = tracing::info_span!(
+        "call",
+        operation = O::NAME,
+        request_id = %call.request_id,
+        principal = %call.caller.principal.arn
+    );
+    let result = async {
+        let result = admitted::<O>(&mut call, request).await;
+        log(&result);
+        result
+    }
+    .instrument(span)
+    .await;
+    let outcome = result.as_ref().err().map_or("OK", |error| error.exception.name());
+    metrics::counter!("strongroom_operations_total", "operation" => O::NAME, "result" => outcome)
+        .increment(1);
+    metrics::histogram!("strongroom_operation_seconds", "operation" => O::NAME).record(began.elapsed());
+    result
+}
+
+async fn admitted<O: Operation>(call: &mut Call, request: Result<O::Request>) -> Result<O::Response> {
     let app = call.app.clone();
-    let guard = app.admit(&call.caller.principal.arn);
-    let result = match (request, &guard) {
-        (Err(error), _) => settle::<O>(&mut call, Err(error)).await,
+    let admission = app.admit(&call.caller.principal.arn);
+    match (request, admission) {
+        (Err(error), _) => settle::<O>(call, Err(error)).await,
         (Ok(request), Err(error)) => {
             call.record.request_parameters = request.event();
-            settle::<O>(&mut call, Err(error.clone())).await
+            settle::<O>(call, Err(error)).await
         }
-        (Ok(mut request), Ok(_)) => {
+        (Ok(mut request), Ok(_admission)) => {
             O::defaults(&mut request);
-            attempts::<O>(&mut call, &request).await
+            attempts::<O>(call, &request).await
         }
-    };
-    drop(guard);
-    let outcome = result.as_ref().err().map_or("OK", |error| error.exception.name());
-    metrics::counter!("strongroom_operations_total", "operation" => O::NAME, "result" => outcome).increment(1);
-    metrics::histogram!("strongroom_operation_seconds", "operation" => O::NAME).record(began.elapsed());
-    span.in_scope(|| log(&result));
-    result
+    }
 }
 
 /// Runs and commits, again where somebody else changed the same row.
@@ -434,43 +494,26 @@ async fn attempt<O: Operation>(call: &mut Call, request: &O::Request) -> Result<
 
 /// Puts the outcome on the record. Only then is it the outcome.
 async fn settle<O: Operation>(call: &mut Call, result: Result<O::Response>) -> Result<O::Response> {
+    let (result, changes) = match result {
+        Ok(response) => match call.app.registry.seal(&call.drafts, call.deadline).await {
+            Ok(changes) => (Ok(response), changes),
+            // What cannot be sealed does not happen: that is the outcome.
+            Err(error) => (Err(error), Vec::new()),
+        },
+        Err(error) => (Err(error), Vec::new()),
+    };
     match &result {
-        Ok(response) if !O::READ_ONLY => {
-            call.record.response_elements = response.event().or_else(|| key_id(&call.record));
-        }
-        Ok(_) => (),
-        Err(error) => {
-            call.drafts.clear();
-            call.events.clear();
-            call.record.failed(error);
-            if error.exception == Exception::AccessDenied {
-                let _ = tokio::time::timeout_at(call.deadline, call.app.denial(&call.caller.principal.arn)).await;
-            }
-        }
+        Ok(response) => call.succeeded::<O>(response)?,
+        Err(error) => call.failed(error).await,
     }
-    match call.commit().await {
+    match call.commit(changes).await {
         Ok(()) => result,
-        Err(error) if result.is_ok() && !registry::is_conflict(&error) && !call.drafts.is_empty() => {
-            // The change could not be sealed or stored: that is what is recorded.
-            call.reset();
-            call.record.failed(&error);
-            unrecorded(call, error).await
-        }
         Err(error) if registry::is_conflict(&error) => Err(error),
         Err(error) => {
             call.app.unrecorded.note(O::NAME);
             Err(internal(error))
         }
     }
-}
-
-async fn unrecorded<T>(call: &mut Call, error: Error) -> Result<T> {
-    call.drafts.clear();
-    if call.commit().await.is_err() {
-        call.app.unrecorded.note("commit");
-        return Err(internal(error));
-    }
-    Err(error)
 }
 
 /// Whatever it was: no answer without its event.
@@ -486,9 +529,9 @@ fn key_id(record: &Record) -> Option<Box<RawValue>> {
 }
 
 async fn within<T>(deadline: Instant, work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout_at(deadline + GRACE, work)
-        .await
-        .unwrap_or_else(|_| Err(Error::new(Exception::DependencyTimeout, "The request was not done in time.")))
+    tokio::time::timeout_at(deadline + GRACE, work).await.unwrap_or_else(|_| {
+        Err(Error::new(Exception::DependencyTimeout, "The request was not done in time."))
+    })
 }
 
 /// How long after its deadline a call may still end by itself, so that the

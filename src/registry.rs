@@ -115,8 +115,16 @@ impl Draft {
     }
 
     fn put<T: Stored>(id: RowId, version: u64, value: &T) -> Result<Draft> {
-        let body = serde_json::to_string(value).map_err(|error| Error::internal(format!("row {id}: {error}")))?;
-        Ok(Draft::Put(Row { parent: value.parent(), due_ms: value.due_ms(), id, version, body, mac: Vec::new() }))
+        let body =
+            serde_json::to_string(value).map_err(|error| Error::internal(format!("row {id}: {error}")))?;
+        Ok(Draft::Put(Row {
+            parent: value.parent(),
+            due_ms: value.due_ms(),
+            id,
+            version,
+            body,
+            mac: Vec::new(),
+        }))
     }
 
     fn row_id(&self) -> &RowId {
@@ -203,7 +211,12 @@ impl Registry {
     }
 
     /// A key by its id alone, in whatever account it is.
-    pub async fn find_key(&self, region: &str, id: &str, deadline: Instant) -> Result<Option<Arc<LoadedKey>>> {
+    pub async fn find_key(
+        &self,
+        region: &str,
+        id: &str,
+        deadline: Instant,
+    ) -> Result<Option<Arc<LoadedKey>>> {
         match self.store.find(Kind::Key, region, id).await.map_err(from_store)? {
             Some(row) => self.key(&row.id, deadline).await,
             None => Ok(None),
@@ -212,11 +225,16 @@ impl Registry {
 
     /// An alias by its name.
     pub async fn alias(&self, id: &RowId, deadline: Instant) -> Result<Option<Arc<Held<Alias>>>> {
-        self.cached(&self.aliases, id, deadline, |held| Ok(held)).await
+        self.cached(&self.aliases, id, deadline, Ok).await
     }
 
     /// A version of a key's material; the key must be its row's parent.
-    pub async fn backing(&self, key: &RowId, id: BackingId, deadline: Instant) -> Result<Option<Arc<LoadedBacking>>> {
+    pub async fn backing(
+        &self,
+        key: &RowId,
+        id: BackingId,
+        deadline: Instant,
+    ) -> Result<Option<Arc<LoadedBacking>>> {
         let row = RowId { kind: Kind::BackingKey, id: id.to_string(), ..key.clone() };
         let loaded = self.cached(&self.backings, &row, deadline, load_backing).await?;
         Ok(loaded.filter(|backing| backing.key_id == key.id))
@@ -232,7 +250,8 @@ impl Registry {
         limit: u32,
         deadline: Instant,
     ) -> Result<Vec<Held<T>>> {
-        let rows = self.store.rows(T::KIND, region, account, parent, after, limit).await.map_err(from_store)?;
+        let rows =
+            self.store.rows(T::KIND, region, account, parent, after, limit).await.map_err(from_store)?;
         stream::iter(rows).map(|row| self.open(row, deadline)).buffered(CHECKS_AT_ONCE).try_collect().await
     }
 
@@ -333,7 +352,8 @@ impl Registry {
         let (mut after, mut count) = (None, 0);
         loop {
             let deadline = Instant::now() + PAGE_TIMEOUT;
-            let rows = self.store.all_rows(Kind::BackingKey, after.as_ref(), PAGE).await.map_err(from_store)?;
+            let rows =
+                self.store.all_rows(Kind::BackingKey, after.as_ref(), PAGE).await.map_err(from_store)?;
             let Some(last) = rows.last() else { return Ok(count) };
             after = Some(last.id.clone());
             let mut drafts = Vec::with_capacity(rows.len());

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use crate::error::{Error, Exception, Result};
-use crate::key::{arn_of_alias, arn::KeyName};
+use crate::key::{arn::KeyName, arn_of_alias};
 use crate::operation::Call;
 use crate::policy::Policy;
 use crate::registry::LoadedKey;
@@ -118,7 +118,9 @@ impl Resource for Key {
                 Err(Error::new(Exception::NotFound, format!("Invalid keyId '{given}'")))
             }
             KeyName::AliasName(name) => by_alias(call, row(Kind::Alias, call.account(), name)).await,
-            KeyName::AliasArn { account, alias: name } => by_alias(call, row(Kind::Alias, &account, name)).await,
+            KeyName::AliasArn { account, alias: name } => {
+                by_alias(call, row(Kind::Alias, &account, name)).await
+            }
         }
     }
 

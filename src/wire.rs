@@ -179,11 +179,14 @@ impl Violations {
     /// A member that is not served is refused, never ignored.
     fn refuse(&mut self, at: &At<'_>, exception: Exception) {
         self.refused.get_or_insert_with(|| {
-            Error::new(exception, match exception {
-                Exception::InvalidGrantToken => "The grant token is not valid: no grant has it.".into(),
-                Exception::CustomKeyStoreNotFound => "There is no custom key store with this id.".into(),
-                _ => format!("{} is not supported.", at.path()),
-            })
+            Error::new(
+                exception,
+                match exception {
+                    Exception::InvalidGrantToken => "The grant token is not valid: no grant has it.".into(),
+                    Exception::CustomKeyStoreNotFound => "There is no custom key store with this id.".into(),
+                    _ => format!("{} is not supported.", at.path()),
+                },
+            )
         });
     }
 
@@ -191,8 +194,12 @@ impl Violations {
         match (self.broken.len(), self.refused) {
             (0, None) => Ok(()),
             (0, Some(refused)) => Err(refused),
-            (1, _) => Err(Error::validation(format!("1 validation error detected: {}", self.broken.concat()))),
-            (n, _) => Err(Error::validation(format!("{n} validation errors detected: {}", self.broken.join("; ")))),
+            (1, _) => {
+                Err(Error::validation(format!("1 validation error detected: {}", self.broken.concat())))
+            }
+            (n, _) => {
+                Err(Error::validation(format!("{n} validation errors detected: {}", self.broken.join("; "))))
+            }
         }
     }
 }
@@ -238,7 +245,13 @@ fn enum_text<T: Text>(number: i32) -> std::borrow::Cow<'static, str> {
     T::text_of(number).map_or_else(|| number.to_string().into(), Into::into)
 }
 
-include!(concat!(env!("OUT_DIR"), "/forms.rs"));
+mod forms {
+    #![allow(clippy::all, reason = "generated")]
+
+    use super::*;
+
+    include!(concat!(env!("OUT_DIR"), "/forms.rs"));
+}
 
 #[cfg(test)]
 mod tests {

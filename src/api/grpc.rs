@@ -44,7 +44,11 @@ pub struct CallLimits {
 }
 
 type Body = tonic::body::Body;
-type Handler = Box<dyn Fn(Arc<App>, Caller, CallLimits, http::Request<Body>) -> BoxFuture<'static, http::Response<Body>> + Send + Sync>;
+type Handler = Box<
+    dyn Fn(Arc<App>, Caller, CallLimits, http::Request<Body>) -> BoxFuture<'static, http::Response<Body>>
+        + Send
+        + Sync,
+>;
 
 /// Every path of the API with what serves it.
 pub struct Routes(HashMap<String, Handler>);
@@ -55,7 +59,10 @@ impl Routes {
     pub fn new() -> Self {
         let mut routes = Routes(HashMap::new());
         ops::each(&mut routes);
-        routes.0.insert(path::<StreamEvents>(), Box::new(|app, caller, limits, request| Box::pin(stream(app, caller, limits, request))));
+        routes.0.insert(
+            path::<StreamEvents>(),
+            Box::new(|app, caller, limits, request| Box::pin(stream(app, caller, limits, request))),
+        );
         routes
     }
 
@@ -83,7 +90,10 @@ impl ops::Visitor for Routes {
         O::Request: Message,
         O::Response: Message + Default,
     {
-        self.0.insert(path::<O>(), Box::new(|app, caller, limits, request| Box::pin(unary::<O>(app, caller, limits, request))));
+        self.0.insert(
+            path::<O>(),
+            Box::new(|app, caller, limits, request| Box::pin(unary::<O>(app, caller, limits, request))),
+        );
     }
 }
 
@@ -91,7 +101,12 @@ fn path<O: Operation>() -> String {
     format!("/{}/{}", O::SERVICE.grpc(), O::NAME)
 }
 
-async fn unary<O>(app: Arc<App>, caller: Caller, limits: CallLimits, request: http::Request<Body>) -> http::Response<Body>
+async fn unary<O>(
+    app: Arc<App>,
+    caller: Caller,
+    limits: CallLimits,
+    request: http::Request<Body>,
+) -> http::Response<Body>
 where
     O: Operation,
     O::Request: Message,
@@ -99,16 +114,29 @@ where
 {
     let deadline = deadline::<O>(&request, limits);
     let reached = Arc::new(AtomicBool::new(false));
-    let service = Unary::<O> { app: app.clone(), caller: caller.clone(), deadline, reached: reached.clone(), operation: PhantomData };
+    let service = Unary::<O> {
+        app: app.clone(),
+        caller: caller.clone(),
+        deadline,
+        reached: reached.clone(),
+        operation: PhantomData,
+    };
     let response = grpc::<O::Request, O::Response>(limits).unary(service, request).await;
     unless_reached::<O>(response, &reached, app, caller, deadline).await
 }
 
-async fn stream(app: Arc<App>, caller: Caller, limits: CallLimits, request: http::Request<Body>) -> http::Response<Body> {
+async fn stream(
+    app: Arc<App>,
+    caller: Caller,
+    limits: CallLimits,
+    request: http::Request<Body>,
+) -> http::Response<Body> {
     let deadline = Instant::now() + limits.request_timeout;
     let reached = Arc::new(AtomicBool::new(false));
     let service = Streaming { app: app.clone(), caller: caller.clone(), deadline, reached: reached.clone() };
-    let response = grpc::<<StreamEvents as Operation>::Request, StreamEventsResponse>(limits).server_streaming(service, request).await;
+    let response = grpc::<<StreamEvents as Operation>::Request, StreamEventsResponse>(limits)
+        .server_streaming(service, request)
+        .await;
     unless_reached::<StreamEvents>(response, &reached, app, caller, deadline).await
 }
 
@@ -124,8 +152,15 @@ async fn unless_reached<O: Operation>(
     if reached.load(Ordering::Acquire) {
         return response;
     }
-    let why = Status::from_header_map(response.headers()).map_or_else(String::new, |status| status.message().to_owned());
-    let answer = execute::<O>(app, caller, Err(Error::validation(format!("The request could not be read: {why}"))), deadline).await;
+    let why = Status::from_header_map(response.headers())
+        .map_or_else(String::new, |status| status.message().to_owned());
+    let answer = execute::<O>(
+        app,
+        caller,
+        Err(Error::validation(format!("The request could not be read: {why}"))),
+        deadline,
+    )
+    .await;
     match answer.result {
         Ok(_) => Status::internal("a request that could not be read was served").into_http(),
         Err(error) => status(error, &answer.request_id).into_http(),
@@ -178,7 +213,8 @@ where
 
     fn call(&mut self, request: Request<Decoded<O::Request>>) -> Self::Future {
         self.reached.store(true, Ordering::Release);
-        let answer = execute::<O>(self.app.clone(), self.caller.clone(), request.into_inner().0, self.deadline);
+        let answer =
+            execute::<O>(self.app.clone(), self.caller.clone(), request.into_inner().0, self.deadline);
         Box::pin(async move { respond(answer.await) })
     }
 }
@@ -197,7 +233,12 @@ impl ServerStreamingService<Decoded<<StreamEvents as Operation>::Request>> for S
 
     fn call(&mut self, request: Request<Decoded<<StreamEvents as Operation>::Request>>) -> Self::Future {
         self.reached.store(true, Ordering::Release);
-        let answer = execute::<StreamEvents>(self.app.clone(), self.caller.clone(), request.into_inner().0, self.deadline);
+        let answer = execute::<StreamEvents>(
+            self.app.clone(),
+            self.caller.clone(),
+            request.into_inner().0,
+            self.deadline,
+        );
         Box::pin(async move {
             let answer = answer.await;
             let request_id = answer.request_id.clone();

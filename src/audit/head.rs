@@ -52,8 +52,11 @@ async fn sign(app: &App, last: &mut Last) -> Result<()> {
     let mut head = SignedHead { position, hash, time_ms: now_ms, signature: Vec::new() };
     let digest = public::digest(Hash::Sha256, head.message().as_bytes());
     let deadline = Instant::now() + SIGNATURE_TIMEOUT;
-    head.signature =
-        app.cluster.sign(&app.identity.head_key(), Scheme::Ecdsa, &digest, deadline).await.map_err(from_hsm)?;
+    head.signature = app
+        .cluster
+        .sign(&app.identity.head_key(), Scheme::Ecdsa, &digest, deadline)
+        .await
+        .map_err(from_hsm)?;
     app.store.sign_head(head).await.map_err(from_store)?;
     *last = Last { position: Some(position), time_ms: now_ms };
     Ok(())

@@ -1,7 +1,303 @@
-#![allow(missing_docs, reason="stub")]
-use std::{path::Path, sync::Arc}; use crate::store::*;
-pub struct History; pub enum Attribute {EventId,EventName,ReadOnly,Username,ResourceType,ResourceName,EventSource,AccessKeyId}
-pub struct Lookup { pub account:String, pub attribute:Option<(Attribute,String)>, pub start_ms:i64,pub end_ms:i64,pub before:Option<u32>,pub limit:u32 }
-pub struct Page { pub events: Vec<StoredEvent>, pub next: Option<u32> }
-impl History { pub async fn open(_:&Path,_:Arc<dyn Store>)->Result<Self,StoreError>{Ok(History)}
- pub async fn close(&self){} pub async fn lookup(&self,_:Lookup)->Result<Page,StoreError>{Ok(Page{events:vec![],next:None})} }
+//! The history: who did what with what, newest first, as LookupEvents asks.
+//!
+//! ```text
+//! Store::end moves ──► feed: events behind the cursor ──► entries by attribute
+//!                                                            │
+//! lookup: waits until the feed has passed the log's end ─────┘──► events from the store
+//! ```
+//!
+//! The index is a file of its own and holds nothing that is not in the log: where
+//! it is missing, damaged or does not fit the log (which was restored), it is
+//! made again from the log's beginning.
+
+mod attributes;
+mod index;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+pub use attributes::{Attribute, Attributes, attributes};
+use index::{Cursor, Index};
+
+use crate::store::sqlite::is_damage;
+use crate::store::{Position, Store, StoreError, StoredEvent};
+
+/// The index in the data folder.
+const INDEX_FILE: &str = "history.sqlite";
+/// Events that are taken in at once.
+const FEED_BATCH: u32 = 1_000;
+/// The wait after the log moved, so that many events are taken in together.
+const FEED_PAUSE_MS: u64 = 5;
+/// The wait after the feed failed.
+const FEED_RETRY_MS: u64 = 1_000;
+/// How long a lookup waits for the feed.
+const LOOKUP_WAIT_MS: u64 = 5_000;
+/// How long its query may take.
+const LOOKUP_TIMEOUT_MS: u64 = 5_000;
+
+/// What to look for.
+#[derive(Debug, Clone)]
+pub struct Lookup {
+    /// The account whose events these are (recipientAccountId).
+    pub account: String,
+    /// The Region whose events these are (awsRegion).
+    pub region: String,
+    /// One attribute and its value; all events without one.
+    pub attribute: Option<(Attribute, String)>,
+    /// The earliest eventTime, milliseconds since the epoch.
+    pub start_ms: i64,
+    /// The latest eventTime, also included.
+    pub end_ms: i64,
+    /// Where the page before ended.
+    pub before: Option<PageCursor>,
+    /// The most events of a page.
+    pub limit: u32,
+}
+
+/// The last event of a page. Events have a total order (time, writer,
+/// sequence), so pages neither repeat nor miss any, whatever is added meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PageCursor {
+    /// Its eventTime, milliseconds since the epoch.
+    pub time_ms: i64,
+    /// Its place in the log.
+    pub position: Position,
+}
+
+/// An answer to a [`Lookup`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// The events, newest first.
+    pub events: Vec<StoredEvent>,
+    /// Where the next page begins; None at the last one.
+    pub next: Option<PageCursor>,
+}
+
+/// The index and the task that keeps it up to date.
+pub struct History {
+    shared: Arc<Shared>,
+    feed: AbortHandle,
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    file: PathBuf,
+    /// Replaced as a whole when the index is made again.
+    index: ArcSwap<Index>,
+    /// How far the feed is in the log of the writer that this process is; None
+    /// until the logs of earlier writers are in.
+    reached: watch::Sender<Option<u64>>,
+    /// A lookup came upon damage in the index.
+    damage: Notify,
+}
+
+impl History {
+    /// Opens the index in the data folder, made again where it does not fit
+    /// the log, and begins to feed it.
+    pub async fn open(folder: &Path, store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        let file = folder.join(INDEX_FILE);
+        let index = match Index::open(&file).await {
+            Ok(index) if fits(&index, store.as_ref()).await? => index,
+            Ok(index) => {
+                tracing::warn!(file = %file.display(), "the history does not fit the log and is made again");
+                index.close().await;
+                Index::create(&file).await.map_err(unusable)?
+            }
+            Err(error) => {
+                tracing::warn!(file = %file.display(), %error, "the history is damaged and is made again");
+                Index::create(&file).await.map_err(unusable)?
+            }
+        };
+        let (reached, _) = watch::channel(None);
+        let index = ArcSwap::from_pointee(index);
+        let shared = Arc::new(Shared { store, file, index, reached, damage: Notify::new() });
+        let feed = tokio::spawn(shared.clone().feed()).abort_handle();
+        Ok(History { shared, feed })
+    }
+
+    /// One page of events. Every event that was in the log at the call is
+    /// considered: a feed that is too far behind is [`StoreError::Failed`].
+    pub async fn lookup(&self, lookup: &Lookup) -> Result<Page, StoreError> {
+        // The index first: one that is made again meanwhile fails the query,
+        // where a new one that is not yet full would answer too little.
+        let index = self.shared.index.load_full();
+        self.shared.caught_up().await?;
+        let found = timeout(Duration::from_millis(LOOKUP_TIMEOUT_MS), index.find(lookup)).await;
+        let late = || StoreError::Failed(format!("the lookup took longer than {LOOKUP_TIMEOUT_MS} ms"));
+        let mut found = found.map_err(|_| late())?.map_err(|error| self.shared.note(error))?;
+        let limit = usize::try_from(lookup.limit).unwrap_or(usize::MAX);
+        let more = found.len() > limit;
+        found.truncate(limit);
+        let positions: Vec<Position> = found.iter().map(|entry| entry.position).collect();
+        let events = self.shared.store.events_at(&positions).await?;
+        Ok(Page { events, next: found.last().copied().filter(|_| more) })
+    }
+}
+
+impl Drop for History {
+    fn drop(&mut self) {
+        self.feed.abort();
+    }
+}
+
+fn unusable(error: sqlx::Error) -> StoreError {
+    StoreError::Failed(format!("the history cannot be made: {error}"))
+}
+
+/// Whether the index's cursors stand at events that the log has.
+async fn fits(index: &Index, store: &dyn Store) -> Result<bool, StoreError> {
+    let Ok(cursors) = index.cursors().await else { return Ok(false) };
+    for cursor in cursors {
+        if store.hash_at(cursor.position).await? != Some(cursor.hash) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+impl Shared {
+    /// Waits until every event of the log at the call is in the index.
+    async fn caught_up(&self) -> Result<(), StoreError> {
+        let end = self.store.end().borrow().sequence;
+        let mut reached = self.reached.subscribe();
+        let wait = reached.wait_for(|reached| reached.is_some_and(|reached| reached >= end));
+        match timeout(Duration::from_millis(LOOKUP_WAIT_MS), wait).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(StoreError::Failed("the history has not yet taken in the whole log".into())),
+        }
+    }
+
+    /// Follows the log as long as the store is there.
+    async fn feed(self: Arc<Self>) {
+        let mut end = self.store.end();
+        loop {
+            end.mark_unchanged();
+            let damaged = match self.catch_up().await {
+                Ok(()) => tokio::select! {
+                    changed = end.changed() => match changed {
+                        Ok(()) => false,
+                        Err(_) => return,
+                    },
+                    () = self.damage.notified() => true,
+                },
+                Err(error) => {
+                    tracing::error!(%error, "the history cannot take in the log");
+                    sleep(Duration::from_millis(FEED_RETRY_MS)).await;
+                    error.needs_new_index()
+                }
+            };
+            match damaged {
+                true => self.renew().await,
+                false => sleep(Duration::from_millis(FEED_PAUSE_MS)).await,
+            }
+        }
+    }
+
+    /// Takes in what every writer's log has behind its cursor.
+    async fn catch_up(&self) -> Result<(), FeedError> {
+        let own = self.store.end().borrow().writer;
+        let index = self.index.load_full();
+        let cursors = index.cursors().await?;
+        for writer in self.store.writers().await? {
+            let beginning = Position { writer: writer.id, sequence: 0 };
+            let known = cursors.iter().find(|cursor| cursor.position.writer == writer.id);
+            let mut after = known.map_or(beginning, |cursor| cursor.position);
+            loop {
+                if writer.id == own {
+                    self.reached.send_replace(Some(after.sequence));
+                }
+                let events = self.store.events(after, FEED_BATCH).await?;
+                let Some(last) = events.last() else { break };
+                after = last.position;
+                index.add(&events, Cursor { position: after, hash: last.hash }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the index again; until it has the log, lookups wait.
+    async fn renew(&self) {
+        tracing::warn!(file = %self.file.display(), "the history is damaged and is made again");
+        self.index.load_full().close().await;
+        self.reached.send_replace(None);
+        match Index::create(&self.file).await {
+            Ok(index) => self.index.store(Arc::new(index)),
+            Err(error) => tracing::error!(%error, "the history cannot be made again"),
+        }
+    }
+
+    /// What a failed lookup's caller is told; damage is the feed's to mend.
+    fn note(&self, error: sqlx::Error) -> StoreError {
+        if is_damage(&error) {
+            self.damage.notify_one();
+        }
+        StoreError::Failed(format!("history: {error}"))
+    }
+}
+
+/// Which side of the feed failed.
+#[derive(Debug, thiserror::Error)]
+enum FeedError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("history: {0}")]
+    Index(#[from] sqlx::Error),
+}
+
+impl FeedError {
+    /// Whether the index must be made again: it is damaged, or was closed for
+    /// that and the new one could not be made.
+    fn needs_new_index(&self) -> bool {
+        matches!(self, FeedError::Index(error) if is_damage(error) || matches!(error, sqlx::Error::PoolClosed))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::{SqliteOptions, SqliteStore};
+    use crate::store::{Commit, NewEvent};
+
+    #[tokio::test]
+    async fn an_index_that_is_damaged_at_work_is_made_again() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let options = SqliteOptions { min_free_bytes: 0, ..SqliteOptions::default() };
+        let store = Arc::new(SqliteStore::open(folder.path(), options).await.unwrap());
+        let record =
+            r#"{"eventID":"e","eventName":"n","eventSource":"s","awsRegion":"r","recipientAccountId":"a"}"#;
+        let event = NewEvent { id: "e".into(), time_ms: 1, record: record.into() };
+        store.commit(Commit { changes: vec![], events: vec![event; 3] }).await.unwrap();
+        let history = History::open(folder.path(), store.clone()).await.unwrap();
+        let lookup = Lookup {
+            account: "a".into(),
+            region: "r".into(),
+            attribute: None,
+            start_ms: 0,
+            end_ms: 1,
+            before: None,
+            limit: 10,
+        };
+        let whole = history.lookup(&lookup).await.unwrap();
+        assert_eq!(whole.events.len(), 3);
+
+        let damaged = history.shared.index.load_full();
+        history.shared.damage.notify_one();
+        while Arc::ptr_eq(&damaged, &history.shared.index.load_full()) {
+            // Whatever a lookup says meanwhile, it does not say too little.
+            if let Ok(page) = history.lookup(&lookup).await {
+                assert_eq!(page, whole);
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(history.lookup(&lookup).await.unwrap(), whole);
+        drop(history);
+        store.close().await.unwrap();
+    }
+}

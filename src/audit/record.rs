@@ -49,6 +49,8 @@ pub struct Record {
     event_type: EventType,
     management_event: bool,
     recipient_account_id: String,
+    #[serde(rename = "sharedEventID", skip_serializing_if = "Option::is_none")]
+    shared_event_id: Option<String>,
     /// What the daemon did by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_event_details: Option<Value>,
@@ -150,7 +152,12 @@ impl Record {
             user_agent: caller.user_agent.clone().unwrap_or_default(),
             request_id: Some(request_id.to_owned()),
             tls_details,
-            ..Record::new(context, UserIdentity::of(caller), caller.principal.account.clone(), EventType::AwsApiCall)
+            ..Record::new(
+                context,
+                UserIdentity::of(caller),
+                caller.principal.account.clone(),
+                EventType::AwsApiCall,
+            )
         }
     }
 
@@ -172,7 +179,12 @@ impl Record {
         }
     }
 
-    fn new(context: Context<'_>, user_identity: UserIdentity, account: String, event_type: EventType) -> Record {
+    fn new(
+        context: Context<'_>,
+        user_identity: UserIdentity,
+        account: String,
+        event_type: EventType,
+    ) -> Record {
         Record {
             event_version: EVENT_VERSION,
             user_identity,
@@ -194,6 +206,7 @@ impl Record {
             event_type,
             management_event: true,
             recipient_account_id: account,
+            shared_event_id: None,
             service_event_details: None,
             event_category: "Management",
             tls_details: None,
@@ -213,13 +226,50 @@ impl Record {
         self.response_elements = None;
     }
 
+    /// The records of the same call for the other accounts whose keys it used,
+    /// with the caller as they may see it. All share one sharedEventID.
+    pub fn shared(&mut self) -> Vec<Record> {
+        let mut accounts: Vec<String> =
+            self.resources.iter().map(|resource| resource.account_id.clone()).collect();
+        accounts.sort();
+        accounts.dedup();
+        accounts.retain(|account| *account != self.recipient_account_id);
+        if accounts.is_empty() {
+            return Vec::new();
+        }
+        self.shared_event_id = Some(uuid::Uuid::new_v4().to_string());
+        let copy = |account: String| Record {
+            user_identity: self.user_identity.of_other_account(),
+            event_id: uuid::Uuid::new_v4().to_string(),
+            recipient_account_id: account,
+            ..self.clone()
+        };
+        accounts.into_iter().map(copy).collect()
+    }
+
     /// The event for the store.
     pub fn event(&self) -> serde_json::Result<NewEvent> {
-        Ok(NewEvent { id: self.event_id.clone(), time_ms: self.event_time, record: serde_json::to_string(self)? })
+        Ok(NewEvent {
+            id: self.event_id.clone(),
+            time_ms: self.event_time,
+            record: serde_json::to_string(self)?,
+        })
     }
 }
 
 impl UserIdentity {
+    /// What the owner of a key learns of a caller of another account.
+    fn of_other_account(&self) -> UserIdentity {
+        UserIdentity {
+            kind: Some("AWSAccount"),
+            arn: None,
+            user_name: None,
+            credential_id: None,
+            session_context: None,
+            ..self.clone()
+        }
+    }
+
     fn of(caller: &Caller) -> UserIdentity {
         let principal = &*caller.principal;
         let credential_id = caller.tls.as_ref().map(|tls| tls.certificate_sha256.clone());

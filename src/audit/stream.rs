@@ -78,7 +78,8 @@ impl Seen {
     /// # Errors
     /// KMSInternalException for what is no record: nobody but us writes them.
     pub fn read(record: &str) -> Result<Seen> {
-        serde_json::from_str(record).map_err(|error| Error::internal(format!("an event cannot be read: {error}")))
+        serde_json::from_str(record)
+            .map_err(|error| Error::internal(format!("an event cannot be read: {error}")))
     }
 
     /// The event as LookupEvents and StreamEvents answer it.
@@ -94,7 +95,10 @@ impl Seen {
             resources: self
                 .resources
                 .into_iter()
-                .map(|resource| Resource { resource_type: Some(resource.kind), resource_name: Some(resource.arn) })
+                .map(|resource| Resource {
+                    resource_type: Some(resource.kind),
+                    resource_name: Some(resource.arn),
+                })
                 .collect(),
             cloud_trail_event: Some(stored.record.to_string()),
         }
@@ -112,7 +116,8 @@ impl Filter {
             && self.read_only.is_none_or(|read_only| seen.read_only == read_only)
             && self.failed.is_none_or(|failed| seen.error_code.is_some() == failed)
             && any(&self.error_codes, seen.error_code.as_ref())
-            && (any(&self.principals, identity.arn.as_ref()) || any(&self.principals, identity.user_name.as_ref()))
+            && (any(&self.principals, identity.arn.as_ref())
+                || any(&self.principals, identity.user_name.as_ref()))
             && (self.keys.is_empty() || seen.resources.iter().any(|resource| self.names_key(&resource.arn)))
     }
 
@@ -142,7 +147,12 @@ pub struct Subscription {
 }
 
 /// Begins to send every event after `from` that the filter lets through.
-pub fn subscribe(store: Arc<dyn Store>, from: Position, filter: Filter, stop: CancellationToken) -> Subscription {
+pub fn subscribe(
+    store: Arc<dyn Store>,
+    from: Position,
+    filter: Filter,
+    stop: CancellationToken,
+) -> Subscription {
     let (sender, events) = mpsc::channel(WAITING_EVENTS);
     tokio::spawn(async move {
         let work = send(&*store, from, &filter, &sender);
@@ -185,8 +195,10 @@ async fn send(
                 if !filter.matches(&seen) {
                     continue;
                 }
-                let response =
-                    StreamEventsResponse { position: Some(token(event.position)), event: Some(seen.event(&event)) };
+                let response = StreamEventsResponse {
+                    position: Some(token(event.position)),
+                    event: Some(seen.event(&event)),
+                };
                 if sender.send(Ok(response)).await.is_err() {
                     return Ok(());
                 }

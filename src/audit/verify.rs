@@ -16,7 +16,7 @@ use crate::store::{Kind, Position, RowId, SignedHead, verify_chain};
 
 const READ_ROWS: u32 = 512;
 /// The kinds of rows that carry a MAC.
-const SEALED: [Kind; 4] = [Kind::Key, Kind::BackingKey, Kind::Alias, Kind::Intent];
+const SEALED: [Kind; 5] = [Kind::Key, Kind::BackingKey, Kind::Alias, Kind::Intent, Kind::System];
 
 /// Checks everything; `expected` is a head that was kept outside.
 pub async fn verify(app: &App, expected: Option<&str>, deadline: Instant) -> Result<VerifyEventsResponse> {
@@ -35,7 +35,10 @@ pub async fn verify(app: &App, expected: Option<&str>, deadline: Instant) -> Res
         contains(app, expected, &mut findings).await?;
     }
     let end = chain.last.map_or(Position { writer: 0, sequence: 0 }, |(position, _)| position);
-    let signed = last.as_ref().filter(|head| head.position.writer == end.writer).map_or(0, |head| head.position.sequence);
+    let signed = last
+        .as_ref()
+        .filter(|head| head.position.writer == end.writer)
+        .map_or(0, |head| head.position.sequence);
     Ok(VerifyEventsResponse {
         events: i64::try_from(chain.events).ok(),
         rows: i64::try_from(rows).ok(),
@@ -93,21 +96,28 @@ async fn rows(
         }
     }
     // An intent is removed without an event when it is settled.
-    let missing = effects.iter().filter(|(id, (version, _))| *version > 0 && id.kind != Kind::Intent && !seen.contains(id));
-    findings.extend(missing.map(|(id, _)| format!("row {id} is missing: the log does not say that it was removed")));
+    let missing = effects
+        .iter()
+        .filter(|(id, (version, _))| *version > 0 && id.kind != Kind::Intent && !seen.contains(id));
+    findings.extend(
+        missing.map(|(id, _)| format!("row {id} is missing: the log does not say that it was removed")),
+    );
     Ok(seen.len())
 }
 
 /// Whether the log still contains a head that was kept outside.
 async fn contains(app: &App, expected: &str, findings: &mut Vec<String>) -> Result<()> {
-    let parsed = expected.split_once(':').and_then(|(token, hash)| Some((super::stream::position(token)?, hash)));
+    let parsed =
+        expected.split_once(':').and_then(|(token, hash)| Some((super::stream::position(token)?, hash)));
     let Some((position, hash)) = parsed else {
         findings.push("The expected head is not of the form position:hash.".to_owned());
         return Ok(());
     };
     match app.store.hash_at(position).await.map_err(from_store)? {
         Some(found) if hex::encode(found) == hash => (),
-        _ => findings.push(format!("The log does not contain the expected head {expected}: it was rolled back or rewritten")),
+        _ => findings.push(format!(
+            "The log does not contain the expected head {expected}: it was rolled back or rewritten"
+        )),
     }
     Ok(())
 }
@@ -116,6 +126,7 @@ fn pem(der: &[u8]) -> String {
     use base64::Engine as _;
     const LINE: usize = 64;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<&str> = text.as_bytes().chunks(LINE).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+    let lines: Vec<&str> =
+        text.as_bytes().chunks(LINE).filter_map(|line| std::str::from_utf8(line).ok()).collect();
     format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"))
 }

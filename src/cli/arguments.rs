@@ -186,10 +186,10 @@ fn help(field: &FieldDescriptor) -> String {
         parts.push("[required]".to_owned());
     }
     parts.push(range(field, limits));
-    if let (Kind::Message(message), false) = (field.kind(), field.is_map()) {
-        if !schema::is_timestamp(&message) {
-            parts.push(format!("[members: {}]", schema::member_names(&message)));
-        }
+    if let (Kind::Message(message), false) = (field.kind(), field.is_map())
+        && !schema::is_timestamp(&message)
+    {
+        parts.push(format!("[members: {}]", schema::member_names(&message)));
     }
     parts.retain(|part| !part.is_empty());
     parts.join(" ")

@@ -190,9 +190,11 @@ fn timeout(matches: &ArgMatches) -> Duration {
 }
 
 fn unreachable(url: &str, reason: &str) -> String {
-    format!(
-        "{url} cannot be reached: {reason}; is the daemon running there, and are its CA and our certificate right?"
-    )
+    let hint = match url.starts_with("unix:") {
+        true => "is the daemon running, and may we open its socket?",
+        false => "is the daemon running there, and are its CA and our certificate right?",
+    };
+    format!("{url} cannot be reached: {reason}; {hint}")
 }
 
 /// Ids are apart from those of the requests' members.

@@ -85,7 +85,7 @@ mod tests {
             }]}),
         );
         let table = table(&json::to_json(&message.unwrap()));
-        for text in ["pkcs11:token=a", "LOST", "1 of 2", "Queue", "│ 0 "] {
+        for text in ["pkcs11:token=a", "LOST", "1 of 2", "Queue", "┆ 0 "] {
             assert!(table.contains(text), "{text} in {table}");
         }
         assert!(!table.contains('\u{1b}'), "what others wrote does not steer the terminal");

@@ -51,9 +51,8 @@ pub async fn run(service: Service, matches: &ArgMatches) -> Result<ExitCode, Fai
 }
 
 fn operation(name: String, method: &MethodDescriptor) -> Command {
-    let comment = schema::method_comment(method);
     Command::new(name)
-        .about(comment.split('\n').collect::<Vec<_>>().join(" ").replace("  ", " "))
+        .about(schema::method_comment(method))
         .after_long_help(VALUES_HELP)
         .args(arguments::of_request(&method.input(), &[]))
         .args(output::args())

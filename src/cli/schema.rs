@@ -33,7 +33,7 @@ static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
             let name = file.name().to_owned();
             locations
                 .into_iter()
-                .map(move |l| ((name.clone(), l.path.clone()), l.leading_comments().trim().to_owned()))
+                .map(move |l| ((name.clone(), l.path.clone()), paragraphs(l.leading_comments())))
         })
         .collect();
     Schema { pool, sources }
@@ -202,6 +202,14 @@ fn comment(file: &str, path: &[i32]) -> String {
     SCHEMA.sources.get(&(file.to_owned(), path.to_vec())).cloned().unwrap_or_default()
 }
 
+/// A comment's text with its paragraphs kept and their lines joined.
+fn paragraphs(comment: &str) -> String {
+    let joined = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    let lines: Vec<_> = comment.lines().map(str::trim).collect();
+    let paragraphs: Vec<_> = lines.join("\n").split("\n\n").map(joined).collect();
+    paragraphs.join("\n\n").trim().to_owned()
+}
+
 /// The value of one of our options, where it is stated.
 fn option(options: &DynamicMessage, name: &str) -> Option<Value> {
     let extension = SCHEMA.pool.get_extension_by_name(name)?;
@@ -249,6 +257,12 @@ mod tests {
             let first = enum_texts(&descriptor).first().cloned().unwrap();
             assert!(descriptor.values().all(|value| value.name() != first), "{}", descriptor.full_name());
         }
+    }
+
+    #[test]
+    fn a_comment_keeps_its_paragraphs_only() {
+        assert_eq!(paragraphs(" One\n line.\n\n Another\n one.\n"), "One line.\n\nAnother one.");
+        assert_eq!(paragraphs(""), "");
     }
 
     #[test]

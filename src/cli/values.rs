@@ -214,9 +214,10 @@ fn bytes(text: &str, sources: &mut Sources) -> Result<Vec<u8>, String> {
 }
 
 fn base64(text: &str) -> Result<Vec<u8>, String> {
+    // The decoder's own error tells a byte of what may be secret.
     STANDARD
         .decode(text.trim())
-        .map_err(|e| format!("not base64 ({e}); for a file write fileb://PATH, for standard input -"))
+        .map_err(|_| "not base64; for a file write fileb://PATH, for standard input -".to_owned())
 }
 
 /// `{…}` is JSON, anything else shorthand.
@@ -314,14 +315,7 @@ pub(super) mod tests {
             "Policy": "{}", "KeySpec": "ECC_NIST_P256", "KeyUsage": "SIGN_VERIFY", "MultiRegion": false,
             "Tags": [{"TagKey": "a", "TagValue": ""}],
         });
-        assert_eq!(to_json(&message_from_json(&input("CreateKey"), &json).unwrap()), {
-            let mut sorted = json.clone();
-            sorted.sort_all_objects();
-            let mut back = to_json(&message_from_json(&input("CreateKey"), &json).unwrap());
-            back.sort_all_objects();
-            assert_eq!(back, sorted);
-            to_json(&message_from_json(&input("CreateKey"), &json).unwrap())
-        });
+        assert_eq!(to_json(&message_from_json(&input("CreateKey"), &json).unwrap()), json);
         let json = json!({
             "KeyId": "k", "Plaintext": "AP8K", "EncryptionContext": {"a": "b"}, "GrantTokens": ["t"],
             "DryRun": "true",

@@ -34,7 +34,10 @@ pub struct RestoreArgs {
 pub async fn backup(args: &BackupArgs) -> anyhow::Result<()> {
     let config = Config::load(Some(&args.config), &Flags::new())?.config;
     sqlite::backup(&config.data_dir, &args.to).await?;
-    println!("{} holds every change and event up to now. The HSM's wrapping key is not in it.", args.to.display());
+    println!(
+        "{} holds every change and event up to now. The HSM's wrapping key is not in it.",
+        args.to.display()
+    );
     Ok(())
 }
 
@@ -45,10 +48,14 @@ pub async fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
     if let Some(aside) = &report.set_aside {
         println!("The database that was there is {}.", aside.display());
     }
-    let follows = report.follows.map_or_else(|| "no event".to_owned(), |position| format!("event {position}"));
+    let follows =
+        report.follows.map_or_else(|| "no event".to_owned(), |position| format!("event {position}"));
     println!("Restored: the log ends with {follows} and goes on as writer {}.", report.writer);
     for unread in &report.unread {
-        println!("warning: {} could not be read: its events may have positions that are given again", unread.display());
+        println!(
+            "warning: {} could not be read: its events may have positions that are given again",
+            unread.display()
+        );
     }
     println!(
         "At its next start the daemon moves the use counts of every key ahead and records StoreRestored.\n\

@@ -37,7 +37,10 @@ pub struct DevArgs {
 }
 
 /// Prepares the folder where that is still to be done, and serves.
-pub fn run(args: &DevArgs, runtime: impl Fn() -> anyhow::Result<tokio::runtime::Runtime>) -> anyhow::Result<()> {
+pub fn run(
+    args: &DevArgs,
+    runtime: impl Fn() -> anyhow::Result<tokio::runtime::Runtime>,
+) -> anyhow::Result<()> {
     let hardening = harden();
     let options = DevOptions {
         grpc: args.grpc,
@@ -54,13 +57,11 @@ pub fn run(args: &DevArgs, runtime: impl Fn() -> anyhow::Result<tokio::runtime::
         runtime()?.block_on(ceremony(&instance, &loaded))?;
     }
     let dir = instance.dir.clone();
-    let serve = daemon::serve(
-        daemon::Options { config: instance.config, flags: Flags::new() },
-        |config, bound| {
+    let serve =
+        daemon::serve(daemon::Options { config: instance.config, flags: Flags::new() }, |config, bound| {
             dev_setup::write_env(&dir, &config.region, bound.grpc, None)?;
             daemon::announce(config, bound)
-        },
-    );
+        });
     runtime()?.block_on(serve)
 }
 

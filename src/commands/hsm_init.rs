@@ -80,7 +80,8 @@ pub async fn hold(loaded: &Loaded, member: MemberSettings) -> anyhow::Result<()>
         tokio::task::spawn_blocking(move || hsm::ceremony(&module, &token, &pin)).await??
     };
     let store: std::sync::Arc<SqliteStore> = std::sync::Arc::new(store);
-    let cluster = Cluster::start(&config.modules, vec![(member.clone(), pin)], made.clone(), config.hsm.clone())?;
+    let cluster =
+        Cluster::start(&config.modules, vec![(member.clone(), pin)], made.clone(), config.hsm.clone())?;
     let result = tell(loaded, &store, &cluster, made, member).await;
     cluster.shutdown().await;
     store.close().await?;
@@ -95,7 +96,8 @@ async fn tell(
     member: MemberSettings,
 ) -> anyhow::Result<()> {
     let mut health = cluster.watch();
-    let settled = |members: &Vec<hsm::MemberHealth>| members.iter().all(|member| member.state == MemberState::Serving);
+    let settled =
+        |members: &Vec<hsm::MemberHealth>| members.iter().all(|member| member.state == MemberState::Serving);
     tokio::time::timeout(ATTACH_TIMEOUT, health.wait_for(settled))
         .await
         .with_context(|| format!("the token cannot be used: {:?}", cluster.watch().borrow()))??;
@@ -117,7 +119,12 @@ async fn tell(
 }
 
 /// What was given, or the only one that there is.
-fn only<'a>(given: &Option<String>, mut names: impl Iterator<Item = &'a String>, flag: &str, section: &str) -> anyhow::Result<String> {
+fn only<'a>(
+    given: &Option<String>,
+    mut names: impl Iterator<Item = &'a String>,
+    flag: &str,
+    section: &str,
+) -> anyhow::Result<String> {
     if let Some(name) = given {
         return Ok(name.clone());
     }

@@ -117,8 +117,8 @@ fn next_steps(dir: &Path, file: &Path) -> String {
          Next:\n\
          1. Write the PIN of the HSM's crypto user into {dir}/{PIN_FILE}, mode 0600\n   \
             (a token of SoftHSM2 is made with softhsm2-util --init-token --free --label strongroom).\n\
-         2. strongroom hsm init --config {file}\n   \
-            makes the wrapping key in the HSM, once.\n\
+         2. strongroom hsm init --config {file} --token 'pkcs11:token=LABEL;serial=SERIAL'\n   \
+            makes the wrapping key in the HSM, once (pkcs11-tool --list-token-slots tells label and serial).\n\
          3. strongroom serve --config {file}\n\
          4. Call it:\n   \
             export STRONGROOM_ENDPOINT=https://127.0.0.1:50051 STRONGROOM_CA={dir}/pki/ca.pem\n   \

@@ -79,11 +79,7 @@ impl Directory {
 }
 
 /// Makes the directory of `[[accounts]]`; what is wrong goes to the report.
-pub(super) fn build(
-    config: &Config,
-    reader: &mut Reader,
-    report: &mut Report<'_>,
-) -> Directory {
+pub(super) fn build(config: &Config, reader: &mut Reader, report: &mut Report<'_>) -> Directory {
     let mut builder = Builder { config, reader, report, directory: Directory::default() };
     builder.accounts();
     builder.directory

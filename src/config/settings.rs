@@ -182,7 +182,7 @@ impl Default for Limits {
             connection_age_ms: 3_600_000,
             connection_idle_ms: 600_000,
             request_timeout_ms: 30_000,
-            requests_per_principal_max: 4_096,
+            requests_per_principal_max: 512,
             denials_per_second: 50,
             denials_burst: 200,
             drain_timeout_ms: 30_000,

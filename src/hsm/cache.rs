@@ -226,7 +226,7 @@ mod tests {
         let load = || async {
             loads.fetch_add(1, Ordering::SeqCst);
             tokio::task::yield_now().await;
-            Ok(Loaded::unwrapped(9, &garbage))
+            Ok::<_, HsmError>(Loaded::unwrapped(9, &garbage))
         };
         let (first, second) = tokio::join!(entry.handle(load), entry.handle(load));
         assert_eq!((first, second), (Ok(9), Ok(9)));

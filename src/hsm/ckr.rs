@@ -89,6 +89,8 @@ pub(crate) fn class(function: &str, rv: CK_RV) -> Class {
         // KEY_HANDLE_INVALID is what others say where SoftHSM2 says OBJECT_HANDLE_INVALID.
         CKR_OBJECT_HANDLE_INVALID
         | CKR_KEY_HANDLE_INVALID
+        | CKR_UNWRAPPING_KEY_HANDLE_INVALID
+        | CKR_WRAPPING_KEY_HANDLE_INVALID
         | CKR_GENERAL_ERROR
         | CKR_DEVICE_ERROR
         | CKR_FUNCTION_FAILED => Class::Ambiguous,
@@ -138,14 +140,15 @@ names! {
     CKR_TOKEN_WRITE_PROTECTED CKR_USER_ALREADY_LOGGED_IN CKR_USER_NOT_LOGGED_IN
     CKR_USER_PIN_NOT_INITIALIZED CKR_USER_TYPE_INVALID CKR_WRAPPED_KEY_INVALID
     CKR_WRAPPED_KEY_LEN_RANGE CKR_CRYPTOKI_NOT_INITIALIZED CKR_CRYPTOKI_ALREADY_INITIALIZED
-    CKR_BUFFER_TOO_SMALL CKR_FUNCTION_REJECTED
+    CKR_BUFFER_TOO_SMALL CKR_FUNCTION_REJECTED CKR_UNWRAPPING_KEY_HANDLE_INVALID
+    CKR_WRAPPING_KEY_HANDLE_INVALID
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// facts of section "what a CKR means", one row each.
+    /// One row per return value that the daemon has an answer to.
     #[test]
     fn each_return_value_has_its_class() {
         let table = [
@@ -166,6 +169,9 @@ mod tests {
             ("C_SignInit", CKR_OBJECT_HANDLE_INVALID, Class::Ambiguous),
             ("C_Decrypt", CKR_FUNCTION_FAILED, Class::Ambiguous),
             ("C_OpenSession", CKR_SESSION_COUNT, Class::Busy),
+            // A token folder that is gone, seen while a key is loaded or made.
+            ("C_UnwrapKey", CKR_UNWRAPPING_KEY_HANDLE_INVALID, Class::Ambiguous),
+            ("C_WrapKey", CKR_WRAPPING_KEY_HANDLE_INVALID, Class::Ambiguous),
             ("C_UnwrapKey", CKR_HOST_MEMORY, Class::Busy),
             ("C_UnwrapKey", CKR_DEVICE_MEMORY, Class::Busy),
             ("C_Decrypt", CKR_ENCRYPTED_DATA_INVALID, Class::Caller),

@@ -331,6 +331,18 @@ impl Cluster {
         Ok(all)
     }
 
+    /// How many session objects live on the members that serve: loaded keys,
+    /// and those about to be destroyed. It searches the HSM: for diagnosis.
+    pub async fn session_objects(&self, deadline: Instant) -> Result<usize, HsmError> {
+        let step: Step<_> =
+            Arc::new(|session, _, _| Ok(session.find(&keys::search_session_objects())?.len()));
+        let mut all = 0;
+        for member in self.members.iter().filter(|member| member.state() == MemberState::Serving) {
+            all += member.without_key(Function::Find, deadline, true, &step).await?;
+        }
+        Ok(all)
+    }
+
     async fn with_key<T: Send + 'static>(
         &self,
         function: Function,
@@ -434,6 +446,13 @@ impl Cluster {
                 HsmError::Unavailable(reasons.join("; "))
             }
         }
+    }
+}
+
+/// Without [`Cluster::shutdown`] the members at least are no longer looked after.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop.cancel();
     }
 }
 

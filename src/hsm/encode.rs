@@ -97,7 +97,7 @@ fn integers<const N: usize>(values: [&[u8]; N]) -> Result<Zeroizing<Vec<u8>>, Hs
 
 /// r‖s as the standard's ECDSA-Sig-Value (RFC 3279, 2.2.3).
 pub(crate) fn ecdsa_signature(raw: &[u8]) -> Result<Vec<u8>, HsmError> {
-    if raw.is_empty() || raw.len() % 2 != 0 {
+    if raw.is_empty() || !raw.len().is_multiple_of(2) {
         return Err(HsmError::Device(format!("an ECDSA signature of {} bytes", raw.len())));
     }
     let (r, s) = raw.split_at(raw.len() / 2);

@@ -183,6 +183,11 @@ pub(crate) fn search_label(class: CK_OBJECT_CLASS, label: &str) -> Template {
     Template::default().number(CKA_CLASS, class).flag(CKA_TOKEN, true).bytes(CKA_LABEL, label.as_bytes())
 }
 
+/// What finds every session object.
+pub(crate) fn search_session_objects() -> Template {
+    Template::default().flag(CKA_TOKEN, false)
+}
+
 /// Makes a pair, reads it and destroys it.
 pub(crate) fn data_key_pair(session: &Session, material: Material) -> Result<DataKeyPair, Failure> {
     let born = generate(session, material, Use::Sign, Form::Readable)?;

@@ -203,7 +203,12 @@ impl Member {
             let entry = attachment.cache.entry(key.id);
             match self.use_key(function, &attachment, &entry, key, deadline, step).await {
                 Ok(value) => return Ok(value),
-                Err(Trouble::Final(error)) => return Err(error),
+                Err(Trouble::Final(error)) => {
+                    if matches!(error, HsmError::Missing(_)) {
+                        attachment.cache.remove_this(key.id, &entry);
+                    }
+                    return Err(error);
+                }
                 Err(Trouble::Stale) => attachment.cache.remove_this(key.id, &entry),
                 Err(Trouble::Detached) => {
                     missing = HsmError::Unavailable(format!("{} is being attached again", self.uri));
@@ -226,7 +231,7 @@ impl Member {
             Function::Generate | Function::DataKeyPair | Function::Destroy => &self.lane,
             _ => &self.workers,
         };
-        for _ in 0..ATTEMPTS_MAX {
+        for attempt in 1..=ATTEMPTS_MAX {
             let attachment = self.attachment(deadline).await?;
             let (member, step) = (self.clone(), step.clone());
             let result = crew
@@ -239,6 +244,8 @@ impl Member {
                 .await;
             match result {
                 Ok(value) => return Ok(value),
+                // SoftHSM2 sometimes fails to make a key while it unwraps another.
+                Err(Trouble::Final(HsmError::Device(_))) if repeatable && attempt == 1 => {}
                 Err(Trouble::Final(error)) => return Err(error),
                 Err(Trouble::Stale) => {
                     return Err(HsmError::Device("an object vanished while it was in use".to_owned()));

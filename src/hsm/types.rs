@@ -300,7 +300,7 @@ pub struct MemberStatus {
     pub queue_depth: usize,
     /// Keys whose handles are held.
     pub loaded_keys: usize,
-    /// Grows each time the member is attached anew: handles of one epoch are
+    /// Grows with each attempt to attach the token: handles of one epoch are
     /// void in the next.
     pub epoch: u64,
     /// What was tried when it was attached, and why what failed did.

@@ -24,7 +24,9 @@ impl ClockGate {
     pub fn look(&self, now_ms: i64, recorded_ms: Option<i64>) -> bool {
         let mut last = self.last.lock();
         let expected_ms = match *last {
-            Some((then_ms, at)) => Some(then_ms + i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX)),
+            Some((then_ms, at)) => {
+                Some(then_ms + i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX))
+            }
             None => recorded_ms,
         };
         *last = Some((now_ms, Instant::now()));
@@ -64,6 +66,9 @@ mod tests {
     fn the_first_look_compares_with_the_record() {
         assert!(ClockGate::default().look(JUMP_MS * 3, Some(0)));
         assert!(!ClockGate::default().look(JUMP_MS * 3, None), "nothing is on record yet");
-        assert!(!ClockGate::default().look(0, Some(JUMP_MS * 3)), "a clock that went back deletes nothing early");
+        assert!(
+            !ClockGate::default().look(0, Some(JUMP_MS * 3)),
+            "a clock that went back deletes nothing early"
+        );
     }
 }

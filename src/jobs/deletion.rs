@@ -21,7 +21,11 @@ pub(super) async fn run(app: &App) -> Result<()> {
     let now_ms = app.clock.now_ms();
     let jumped = app.clock_gate.look(now_ms, app.recorded_ms);
     let due = app.store.due(Kind::Key, now_ms, PAGE).await.map_err(from_store)?;
-    metrics::gauge!("strongroom_deletions_suspended").set(if app.clock_gate.is_suspended() { 1.0 } else { 0.0 });
+    metrics::gauge!("strongroom_deletions_suspended").set(if app.clock_gate.is_suspended() {
+        1.0
+    } else {
+        0.0
+    });
     if jumped {
         suspend(app, due.len()).await?;
     }
@@ -40,16 +44,32 @@ pub(super) async fn run(app: &App) -> Result<()> {
 }
 
 async fn suspend(app: &App, waiting: usize) -> Result<()> {
-    tracing::error!(waiting, "the clock jumped forward by more than an hour: deletions wait for `strongroom admin confirm-clock`");
-    let event = service_event(app, "DeletionsSuspended", &app.account, json!({ "reason": "ClockJump", "keysDue": waiting }), None)?;
-    app.store.commit(Commit { changes: Vec::new(), events: vec![event] }).await.map(|_| ()).map_err(from_store)
+    tracing::error!(
+        waiting,
+        "the clock jumped forward by more than an hour: deletions wait for `strongroom admin confirm-clock`"
+    );
+    let event = service_event(
+        app,
+        "DeletionsSuspended",
+        &app.account,
+        json!({ "reason": "ClockJump", "keysDue": waiting }),
+        None,
+    )?;
+    app.store
+        .commit(Commit { changes: Vec::new(), events: vec![event] })
+        .await
+        .map(|_| ())
+        .map_err(from_store)
 }
 
 async fn delete(app: &App, row: crate::store::Row) -> Result<()> {
     let deadline = Instant::now() + STEP_TIMEOUT;
     let key: Held<Key> = app.registry.open(row, deadline).await?;
     if key.value.state != KeyState::PendingDeletion {
-        return Err(Error::internal(format!("{} is due for deletion in state {:?}", key.id, key.value.state)));
+        return Err(Error::internal(format!(
+            "{} is due for deletion in state {:?}",
+            key.id, key.value.state
+        )));
     }
     let backings: Vec<Held<BackingKey>> = all(app, &key, deadline).await?;
     let aliases: Vec<Held<Alias>> = all(app, &key, deadline).await?;
@@ -58,8 +78,11 @@ async fn delete(app: &App, row: crate::store::Row) -> Result<()> {
     let mut objects = Vec::new();
     for backing in &backings {
         drafts.push(Draft::delete(backing));
-        let id: BackingId =
-            backing.id.id.parse().map_err(|_| Error::internal(format!("row {} has no key's id", backing.id)))?;
+        let id: BackingId = backing
+            .id
+            .id
+            .parse()
+            .map_err(|_| Error::internal(format!("row {} has no key's id", backing.id)))?;
         let object = backing.value.key_ref(id);
         let object = object.ok_or_else(|| Error::internal(format!("row {} makes no sense", backing.id)))?;
         if object.home != Home::Resident {

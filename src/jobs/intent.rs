@@ -51,8 +51,17 @@ impl Stored for Intent {
 
 impl Intent {
     /// Before a key's object is made.
-    pub fn create(key: &RowId, backing: BackingId, spec: KeySpec, usage: KeyUsageType, now_ms: i64) -> Held<Intent> {
-        Self::held(backing, Intent { effect: Effect::Create, key: key.clone(), spec, usage, created_ms: now_ms })
+    pub fn create(
+        key: &RowId,
+        backing: BackingId,
+        spec: KeySpec,
+        usage: KeyUsageType,
+        now_ms: i64,
+    ) -> Held<Intent> {
+        Self::held(
+            backing,
+            Intent { effect: Effect::Create, key: key.clone(), spec, usage, created_ms: now_ms },
+        )
     }
 
     /// Together with the commit after which a key's object is destroyed.
@@ -80,7 +89,8 @@ pub(super) async fn settle(app: &App) -> Result<()> {
 }
 
 async fn settle_one(app: &App, held: &Held<Intent>, deadline: Instant) -> Result<()> {
-    let id: BackingId = held.id.id.parse().map_err(|_| Error::internal(format!("row {} has no key's id", held.id)))?;
+    let id: BackingId =
+        held.id.id.parse().map_err(|_| Error::internal(format!("row {} has no key's id", held.id)))?;
     let kept = held.value.effect == Effect::Create
         && app.registry.backing(&held.value.key, id, deadline).await?.is_some();
     if !kept {

@@ -47,7 +47,13 @@ async fn unrecorded(app: &App) -> Result<()> {
     if count == 0 {
         return Ok(());
     }
-    let event = service_event(app, "UnrecordedCalls", &app.account, json!({ "calls": count, "answer": "KMSInternalException" }), None)?;
+    let event = service_event(
+        app,
+        "UnrecordedCalls",
+        &app.account,
+        json!({ "calls": count, "answer": "KMSInternalException" }),
+        None,
+    )?;
     let commit = crate::store::Commit { changes: Vec::new(), events: vec![event] };
     app.store.commit(commit).await.map(|_| ()).map_err(|error| {
         app.unrecorded.put_back(count);
@@ -56,7 +62,13 @@ async fn unrecorded(app: &App) -> Result<()> {
 }
 
 /// An event of the daemon's own.
-pub fn service_event(app: &App, name: &'static str, account: &str, details: Value, key: Option<&str>) -> Result<NewEvent> {
+pub fn service_event(
+    app: &App,
+    name: &'static str,
+    account: &str,
+    details: Value,
+    key: Option<&str>,
+) -> Result<NewEvent> {
     let context = Context {
         source: crate::operation::Service::Kms.event_source(),
         name,

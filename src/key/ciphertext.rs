@@ -119,7 +119,10 @@ mod tests {
         let sealed = Sealed { iv: [3; 12], ciphertext: vec![5; 20] };
         for id in ["01234567-89ab-cdef-0123-456789abcdef", "mrk-0123456789abcdef0123456789abcdef"] {
             let blob = header(id).join(&sealed).unwrap();
-            assert_eq!(Ciphertext::parse(&blob), Some(Ciphertext { header: header(id), sealed: sealed.clone() }));
+            assert_eq!(
+                Ciphertext::parse(&blob),
+                Some(Ciphertext { header: header(id), sealed: sealed.clone() })
+            );
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a KMS key is: pure data and rules, without I/O.
 
-mod ciphertext;
 pub mod arn;
+mod ciphertext;
 pub mod public;
 mod rows;
 pub mod spec;

@@ -1,7 +1,9 @@
 //! Public-key work in software: it needs no secret, so it needs no HSM.
 
 use aws_lc_rs::digest::{self, Digest};
-use aws_lc_rs::rsa::{OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
+use aws_lc_rs::rsa::{
+    OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey,
+};
 use aws_lc_rs::signature::{self, ParsedPublicKey, VerificationAlgorithm};
 use spki::SubjectPublicKeyInfoRef;
 use spki::der::Decode;
@@ -14,7 +16,14 @@ const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10
 
 /// Whether a signature fits. `message` is the digest for the schemes that have
 /// a hash.
-pub fn verify(material: Material, scheme: Scheme, hash: Option<Hash>, spki: &[u8], message: &[u8], signature: &[u8]) -> bool {
+pub fn verify(
+    material: Material,
+    scheme: Scheme,
+    hash: Option<Hash>,
+    spki: &[u8],
+    message: &[u8],
+    signature: &[u8],
+) -> bool {
     let Some(algorithm) = algorithm(material, scheme, hash) else { return false };
     let Ok(key) = ParsedPublicKey::new(algorithm, spki) else { return false };
     match hash.map(|hash| imported(hash, message)) {
@@ -79,7 +88,11 @@ fn digest_algorithm(hash: Hash) -> &'static digest::Algorithm {
     }
 }
 
-fn algorithm(material: Material, scheme: Scheme, hash: Option<Hash>) -> Option<&'static dyn VerificationAlgorithm> {
+fn algorithm(
+    material: Material,
+    scheme: Scheme,
+    hash: Option<Hash>,
+) -> Option<&'static dyn VerificationAlgorithm> {
     Some(match (material, scheme, hash) {
         (Material::Rsa(_), Scheme::RsaPss(Hash::Sha256), _) => &signature::RSA_PSS_2048_8192_SHA256,
         (Material::Rsa(_), Scheme::RsaPss(Hash::Sha384), _) => &signature::RSA_PSS_2048_8192_SHA384,
@@ -90,7 +103,9 @@ fn algorithm(material: Material, scheme: Scheme, hash: Option<Hash>) -> Option<&
         (Material::Ec(Curve::P256), Scheme::Ecdsa, Some(Hash::Sha256)) => &signature::ECDSA_P256_SHA256_ASN1,
         (Material::Ec(Curve::P384), Scheme::Ecdsa, Some(Hash::Sha384)) => &signature::ECDSA_P384_SHA384_ASN1,
         (Material::Ec(Curve::P521), Scheme::Ecdsa, Some(Hash::Sha512)) => &signature::ECDSA_P521_SHA512_ASN1,
-        (Material::Ec(Curve::Secp256k1), Scheme::Ecdsa, Some(Hash::Sha256)) => &signature::ECDSA_P256K1_SHA256_ASN1,
+        (Material::Ec(Curve::Secp256k1), Scheme::Ecdsa, Some(Hash::Sha256)) => {
+            &signature::ECDSA_P256K1_SHA256_ASN1
+        }
         (Material::Ed25519, Scheme::Ed25519, None) => &signature::ED25519,
         (Material::MlDsa(MlDsa::MlDsa44), Scheme::MlDsa, None) => &signature::ML_DSA_44,
         (Material::MlDsa(MlDsa::MlDsa65), Scheme::MlDsa, None) => &signature::ML_DSA_65,

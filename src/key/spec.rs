@@ -3,7 +3,8 @@
 use crate::error::{Error, Exception, Result};
 use crate::hsm::{Capability, Curve, Hash, Material, MlDsa, Scheme, Use};
 use crate::proto::kms::{
-    EncryptionAlgorithmSpec, KeyAgreementAlgorithmSpec, KeySpec, KeyUsageType, MacAlgorithmSpec, SigningAlgorithmSpec,
+    EncryptionAlgorithmSpec, KeyAgreementAlgorithmSpec, KeySpec, KeyUsageType, MacAlgorithmSpec,
+    SigningAlgorithmSpec,
 };
 use crate::wire::Text;
 
@@ -82,7 +83,9 @@ fn usages(spec: KeySpec) -> &'static [KeyUsageType] {
 /// The algorithms that Encrypt and Decrypt take with a key.
 pub fn encryption_algorithms(spec: KeySpec, usage: KeyUsageType) -> &'static [EncryptionAlgorithmSpec] {
     match (usage, spec) {
-        (KeyUsageType::EncryptDecrypt, KeySpec::SymmetricDefault) => &[EncryptionAlgorithmSpec::SymmetricDefault],
+        (KeyUsageType::EncryptDecrypt, KeySpec::SymmetricDefault) => {
+            &[EncryptionAlgorithmSpec::SymmetricDefault]
+        }
         (KeyUsageType::EncryptDecrypt, KeySpec::Rsa2048 | KeySpec::Rsa3072 | KeySpec::Rsa4096) => {
             &[EncryptionAlgorithmSpec::RsaesOaepSha1, EncryptionAlgorithmSpec::RsaesOaepSha256]
         }
@@ -185,7 +188,12 @@ pub fn needs(spec: KeySpec, usage: KeyUsageType) -> Option<Vec<Capability>> {
     match usage {
         KeyUsageType::EncryptDecrypt if material == Material::Aes256 => needs.push(Capability::AesGcm),
         KeyUsageType::EncryptDecrypt => {
-            needs.extend(encryption_algorithms(spec, usage).iter().filter_map(|a| oaep_hash(*a)).map(Capability::OaepDecrypt));
+            needs.extend(
+                encryption_algorithms(spec, usage)
+                    .iter()
+                    .filter_map(|a| oaep_hash(*a))
+                    .map(Capability::OaepDecrypt),
+            );
         }
         KeyUsageType::SignVerify => needs.extend(
             signing_algorithms(spec, usage)
@@ -215,8 +223,5 @@ pub fn oaep_plaintext_max(material: Material, hash: Hash) -> usize {
 
 /// UnsupportedOperationException for a spec that this service does not make.
 pub fn unsupported(spec: KeySpec, why: &str) -> Error {
-    Error::new(
-        Exception::UnsupportedOperation,
-        format!("KeySpec {} is not supported: {why}", spec.text()),
-    )
+    Error::new(Exception::UnsupportedOperation, format!("KeySpec {} is not supported: {why}", spec.text()))
 }

@@ -21,7 +21,9 @@ pub fn check(stage: Stage, state: KeyState, arn: &str) -> Result<()> {
         (Stage::Use | Stage::Change, KeyState::Enabled) | (Stage::Change, KeyState::Disabled) => Ok(()),
         (Stage::PendingDeletion, KeyState::PendingDeletion | KeyState::PendingReplicaDeletion) => Ok(()),
         (Stage::PendingDeletion, _) => invalid("not pending deletion"),
-        (Stage::Use, KeyState::Disabled) => Err(Error::new(Exception::Disabled, format!("{arn} is disabled."))),
+        (Stage::Use, KeyState::Disabled) => {
+            Err(Error::new(Exception::Disabled, format!("{arn} is disabled.")))
+        }
         (_, KeyState::PendingDeletion) => invalid("pending deletion"),
         (_, KeyState::PendingReplicaDeletion) => invalid("pending replica deletion"),
         (_, KeyState::PendingImport) => invalid("pending import"),

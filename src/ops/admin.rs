@@ -31,7 +31,8 @@ impl Operation for RecoverKeyPolicy {
             }
             KeyName::AliasName(_) | KeyName::AliasArn { .. } => None,
         };
-        let key = found.ok_or_else(|| Error::new(Exception::NotFound, format!("Key '{given}' does not exist")))?;
+        let key =
+            found.ok_or_else(|| Error::new(Exception::NotFound, format!("Key '{given}' does not exist")))?;
         let account = key.held.id.account.clone();
         let mut value = key.held.value.clone();
         value.policy = crate::policy::default_key_policy(&account);
@@ -64,7 +65,12 @@ impl Operation for ConfirmClock {
 
     async fn run(call: &mut Call, _: &Self::Request, _: Allowed<Host>) -> Result<Self::Response> {
         const COUNTED_MAX: u32 = 10_000;
-        let due = call.app.store.due(Kind::Key, call.now_ms, COUNTED_MAX).await.map_err(crate::registry::from_store)?;
+        let due = call
+            .app
+            .store
+            .due(Kind::Key, call.now_ms, COUNTED_MAX)
+            .await
+            .map_err(crate::registry::from_store)?;
         call.app.clock_gate.confirm();
         Ok(admin::ConfirmClockResponse { waiting: i32::try_from(due.len()).ok() })
     }

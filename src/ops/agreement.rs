@@ -35,10 +35,13 @@ impl Operation for DeriveSharedSecret {
         let point = public::point(given(&request.public_key)?, curve).ok_or_else(invalid)?;
         call.dry_run(request.dry_run)?;
         let backing = current(call, &key).await?;
-        let secret = call.app.cluster.agree(&backing.key, &point, call.deadline).await.map_err(|error| match error {
-            HsmError::Input => invalid(),
-            other => from_hsm(other),
-        })?;
+        let secret =
+            call.app.cluster.agree(&backing.key, &point, call.deadline).await.map_err(
+                |error| match error {
+                    HsmError::Input => invalid(),
+                    other => from_hsm(other),
+                },
+            )?;
         Ok(kms::DeriveSharedSecretResponse {
             key_id: Some(key.arn.clone()),
             shared_secret: Some(secret.to_vec()),

@@ -26,7 +26,11 @@ impl Operation for CreateAlias {
         name(&request.alias_name)
     }
 
-    async fn run(call: &mut Call, request: &Self::Request, alias: Allowed<AliasName>) -> Result<Self::Response> {
+    async fn run(
+        call: &mut Call,
+        request: &Self::Request,
+        alias: Allowed<AliasName>,
+    ) -> Result<Self::Response> {
         let key = target(call, Self::ACTION, &request.target_key_id).await?;
         check(Stage::Change, key.held.value.state, &key.arn)?;
         if call.app.registry.alias(&alias.0, call.deadline).await?.is_some() {
@@ -58,7 +62,11 @@ impl Operation for UpdateAlias {
         name(&request.alias_name)
     }
 
-    async fn run(call: &mut Call, request: &Self::Request, alias: Allowed<AliasName>) -> Result<Self::Response> {
+    async fn run(
+        call: &mut Call,
+        request: &Self::Request,
+        alias: Allowed<AliasName>,
+    ) -> Result<Self::Response> {
         let held = existing(call, &alias).await?;
         let from = call.allow::<Key>(Self::ACTION, KeyRefName::NotAlias(held.value.target.clone())).await?;
         let to = target(call, Self::ACTION, &request.target_key_id).await?;
@@ -122,7 +130,10 @@ impl Operation for ListAliases {
             None => None,
         };
         if key.as_ref().is_some_and(|key| key.held.id.account != call.account()) {
-            return Err(Error::new(Exception::InvalidArn, "ListAliases lists the aliases of the caller's own account."));
+            return Err(Error::new(
+                Exception::InvalidArn,
+                "ListAliases lists the aliases of the caller's own account.",
+            ));
         }
         let parent = key.as_ref().map(|key| key.held.id.id.as_str());
         let limit = request.limit.unwrap_or(ALIASES_PAGE).min(ALIASES_PAGE_MAX);
@@ -163,8 +174,9 @@ fn name(name: &Option<String>) -> Result<String> {
 
 async fn existing(call: &Call, alias: &AliasName) -> Result<Held<Alias>> {
     let held = call.app.registry.alias(&alias.0, call.deadline).await?;
-    held.map(|held| (*held).clone())
-        .ok_or_else(|| Error::new(Exception::NotFound, format!("Alias {} is not found.", arn_of_alias(&alias.0))))
+    held.map(|held| (*held).clone()).ok_or_else(|| {
+        Error::new(Exception::NotFound, format!("Alias {} is not found.", arn_of_alias(&alias.0)))
+    })
 }
 
 /// The key that an alias is to point to, in the caller's own account.

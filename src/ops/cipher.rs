@@ -65,7 +65,12 @@ impl Operation for Decrypt {
     }
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        check_ciphertext(&request.ciphertext_blob, &request.key_id, request.dry_run, &request.dry_run_modifiers)?;
+        check_ciphertext(
+            &request.ciphertext_blob,
+            &request.key_id,
+            request.dry_run,
+            &request.dry_run_modifiers,
+        )?;
         source(&request.key_id, &request.ciphertext_blob, choice(request.encryption_algorithm, DEFAULT))
     }
 
@@ -115,8 +120,17 @@ impl Operation for ReEncrypt {
     }
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        check_ciphertext(&request.ciphertext_blob, &request.source_key_id, request.dry_run, &request.dry_run_modifiers)?;
-        source(&request.source_key_id, &request.ciphertext_blob, choice(request.source_encryption_algorithm, DEFAULT))
+        check_ciphertext(
+            &request.ciphertext_blob,
+            &request.source_key_id,
+            request.dry_run,
+            &request.dry_run_modifiers,
+        )?;
+        source(
+            &request.source_key_id,
+            &request.ciphertext_blob,
+            choice(request.source_encryption_algorithm, DEFAULT),
+        )
     }
 
     fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {

@@ -34,7 +34,8 @@ impl Operation for GenerateDataKey {
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         let bytes = data_key_bytes(request.key_spec, request.number_of_bytes)?;
         let context = &request.encryption_context;
-        let (plaintext, encrypted) = data_key(call, &key, Self::NAME, bytes, context, request.dry_run).await?;
+        let (plaintext, encrypted) =
+            data_key(call, &key, Self::NAME, bytes, context, request.dry_run).await?;
         Ok(kms::GenerateDataKeyResponse {
             ciphertext_blob: Some(encrypted.blob),
             plaintext: Some(plaintext.to_vec()),
@@ -100,7 +101,8 @@ impl Operation for GenerateDataKeyPair {
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         let spec = chosen(request.key_pair_spec)?;
-        let pair = key_pair(call, &key, Self::NAME, spec, &request.encryption_context, request.dry_run).await?;
+        let pair =
+            key_pair(call, &key, Self::NAME, spec, &request.encryption_context, request.dry_run).await?;
         Ok(kms::GenerateDataKeyPairResponse {
             private_key_ciphertext_blob: Some(pair.encrypted.blob),
             private_key_plaintext: Some(pair.private_key.to_vec()),
@@ -135,7 +137,8 @@ impl Operation for GenerateDataKeyPairWithoutPlaintext {
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         let spec = chosen(request.key_pair_spec)?;
-        let pair = key_pair(call, &key, Self::NAME, spec, &request.encryption_context, request.dry_run).await?;
+        let pair =
+            key_pair(call, &key, Self::NAME, spec, &request.encryption_context, request.dry_run).await?;
         Ok(kms::GenerateDataKeyPairWithoutPlaintextResponse {
             private_key_ciphertext_blob: Some(pair.encrypted.blob),
             public_key: Some(pair.public_key),
@@ -153,7 +156,9 @@ fn data_key_bytes(spec: Option<i32>, number: Option<i32>) -> Result<usize> {
         (Some(spec), None) => Ok(match choice(Some(spec), kms::DataKeySpec::Unspecified) {
             kms::DataKeySpec::Aes128 => 16,
             kms::DataKeySpec::Aes256 => 32,
-            kms::DataKeySpec::Unspecified => return Err(Error::internal("a data key spec passed validation")),
+            kms::DataKeySpec::Unspecified => {
+                return Err(Error::internal("a data key spec passed validation"));
+            }
         }),
         _ => Err(Error::validation("Please specify either number of bytes or key spec.")),
     }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::prelude::*;
-use crate::audit::history::{Attribute, Lookup};
+use crate::audit::history::{Attribute, Lookup, PageCursor};
 use crate::audit::stream::{self, Filter, Seen, Subscription};
 use crate::proto::cloudtrail;
 use crate::registry::from_store;
@@ -29,7 +29,10 @@ impl Operation for LookupEvents {
 
     fn on(request: &Self::Request) -> Result<()> {
         if request.lookup_attributes.len() > 1 {
-            return Err(Error::new(Exception::InvalidLookupAttributes, "You can specify only one lookup attribute."));
+            return Err(Error::new(
+                Exception::InvalidLookupAttributes,
+                "You can specify only one lookup attribute.",
+            ));
         }
         Ok(())
     }
@@ -44,21 +47,39 @@ impl Operation for LookupEvents {
         let invalid = || Error::new(Exception::InvalidNextToken, "The NextToken is not valid.");
         let lookup = Lookup {
             account: call.account().to_owned(),
+            region: call.region().to_owned(),
             attribute,
             start_ms,
             end_ms,
-            before: request.next_token.as_deref().map(|token| token.parse().map_err(|_| invalid())).transpose()?,
+            before: request
+                .next_token
+                .as_deref()
+                .map(|token| cursor(token).ok_or_else(invalid))
+                .transpose()?,
             limit: u32::try_from(request.max_results.unwrap_or(LOOKUP_EVENTS)).unwrap_or(1),
         };
-        let page = call.app.history.lookup(lookup).await.map_err(|error| Error::internal(error.to_string()))?;
+        let page =
+            call.app.history.lookup(&lookup).await.map_err(|error| Error::internal(error.to_string()))?;
         let events: Result<Vec<_>> =
             page.events.iter().map(|stored| Ok(Seen::read(&stored.record)?.event(stored))).collect();
-        Ok(cloudtrail::LookupEventsResponse { events: events?, next_token: page.next.map(|next| next.to_string()) })
+        Ok(cloudtrail::LookupEventsResponse { events: events?, next_token: page.next.map(token) })
     }
 }
 
+/// A page's end as clients give it back.
+fn token(cursor: PageCursor) -> String {
+    format!("{}.{}", cursor.time_ms, stream::token(cursor.position))
+}
+
+fn cursor(token: &str) -> Option<PageCursor> {
+    let (time, position) = token.split_once('.')?;
+    Some(PageCursor { time_ms: time.parse().ok()?, position: stream::position(position)? })
+}
+
 fn range(request: &cloudtrail::LookupEventsRequest) -> Result<(i64, i64)> {
-    let ms = |time: &prost_types::Timestamp| time.seconds.saturating_mul(1000).saturating_add(i64::from(time.nanos) / 1_000_000);
+    let ms = |time: &prost_types::Timestamp| {
+        time.seconds.saturating_mul(1000).saturating_add(i64::from(time.nanos) / 1_000_000)
+    };
     let start_ms = request.start_time.as_ref().map_or(i64::MIN, ms);
     // A time of whole seconds includes its second, as events are told by seconds.
     let end_ms = request.end_time.as_ref().map_or(i64::MAX, |time| match time.nanos {
@@ -126,7 +147,8 @@ async fn from(call: &Call, request: &cloudtrail::StreamEventsRequest) -> Result<
         let invalid = || Error::new(Exception::InvalidNextToken, "The log has no such position.");
         let position = stream::position(token).ok_or_else(invalid)?;
         let zero = position.sequence == 0;
-        if position > end || (!zero && call.app.store.hash_at(position).await.map_err(from_store)?.is_none()) {
+        if position > end || (!zero && call.app.store.hash_at(position).await.map_err(from_store)?.is_none())
+        {
             return Err(invalid());
         }
         return Ok(position);
@@ -164,6 +186,7 @@ impl Operation for VerifyEvents {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
+        management_only(call)?;
         crate::audit::verify::verify(&call.app, request.expected_head.as_deref(), call.deadline).await
     }
 }

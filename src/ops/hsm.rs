@@ -21,6 +21,7 @@ impl Operation for ListMembers {
     }
 
     async fn run(call: &mut Call, _: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
+        management_only(call)?;
         Ok(hsm::ListMembersResponse { members: call.app.cluster.members().into_iter().map(member).collect() })
     }
 }
@@ -49,5 +50,9 @@ fn member(status: crate::hsm::MemberStatus) -> hsm::Member {
 }
 
 fn mechanism((capability, result): (crate::hsm::Capability, Result<(), String>)) -> hsm::Mechanism {
-    hsm::Mechanism { algorithm: Some(format!("{capability:?}")), works: Some(result.is_ok()), reason: result.err() }
+    hsm::Mechanism {
+        algorithm: Some(format!("{capability:?}")),
+        works: Some(result.is_ok()),
+        reason: result.err(),
+    }
 }

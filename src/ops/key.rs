@@ -41,9 +41,16 @@ impl Operation for CreateKey {
         Ok(())
     }
 
-    async fn run(call: &mut Call, request: &Self::Request, account: Allowed<Account>) -> Result<Self::Response> {
+    async fn run(
+        call: &mut Call,
+        request: &Self::Request,
+        account: Allowed<Account>,
+    ) -> Result<Self::Response> {
         let spec = key_spec(request)?;
-        let usage = spec::usage(spec, request.key_usage.map(|_| choice(request.key_usage, kms::KeyUsageType::Unspecified)))?;
+        let usage = spec::usage(
+            spec,
+            request.key_usage.map(|_| choice(request.key_usage, kms::KeyUsageType::Unspecified)),
+        )?;
         check_origin(choice(request.origin, kms::OriginType::AwsKms))?;
         let tags = tags(&request.tags)?;
         if !tags.is_empty() {
@@ -52,7 +59,8 @@ impl Operation for CreateKey {
         let policy = key_policy(call, request)?;
         let material = spec::material(spec)
             .ok_or_else(|| spec::unsupported(spec, "no module that Strongroom knows makes such keys"))?;
-        let purpose = spec::hsm_use(usage).ok_or_else(|| spec::unsupported(spec, "its usage is not offered"))?;
+        let purpose =
+            spec::hsm_use(usage).ok_or_else(|| spec::unsupported(spec, "its usage is not offered"))?;
         check_capability(call, spec, usage)?;
 
         let row = RowId {
@@ -131,7 +139,8 @@ impl Operation for ListKeys {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
-        let page: Page<KeyRow> = Page::read(call, None, request.limit.unwrap_or(KEYS_PAGE), &request.marker).await?;
+        let page: Page<KeyRow> =
+            Page::read(call, None, request.limit.unwrap_or(KEYS_PAGE), &request.marker).await?;
         let entry = |held: &Held<KeyRow>| kms::KeyListEntry {
             key_id: Some(held.id.id.clone()),
             key_arn: Some(crate::key::arn_of_key(&held.id)),
@@ -259,12 +268,18 @@ pub(super) struct Page<T> {
 
 impl<T: crate::registry::Stored> Page<T> {
     /// Reads a page of the account's rows after a marker.
-    pub(super) async fn read(call: &Call, parent: Option<&str>, limit: i32, marker: &Option<String>) -> Result<Self> {
+    pub(super) async fn read(
+        call: &Call,
+        parent: Option<&str>,
+        limit: i32,
+        marker: &Option<String>,
+    ) -> Result<Self> {
         let after = marker.as_deref().map(unmarked).transpose()?;
         let limit = u32::try_from(limit).unwrap_or(1);
         let registry = &call.app.registry;
-        let mut rows: Vec<Held<T>> =
-            registry.page(call.region(), call.account(), parent, after.as_deref(), limit + 1, call.deadline).await?;
+        let mut rows: Vec<Held<T>> = registry
+            .page(call.region(), call.account(), parent, after.as_deref(), limit + 1, call.deadline)
+            .await?;
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);
         let next = rows.last().filter(|_| more).map(|last| hex::encode(&last.id.id));
@@ -298,7 +313,8 @@ fn metadata(id: &RowId, key: &KeyRow) -> kms::KeyMetadata {
         key_agreement_algorithms: numbers(spec::agreement_algorithms(key.usage)),
         mac_algorithms: numbers(spec::mac_algorithms(key.spec)),
         multi_region: Some(false),
-        current_key_material_id: (key.spec == kms::KeySpec::SymmetricDefault).then(|| key.current.to_string()),
+        current_key_material_id: (key.spec == kms::KeySpec::SymmetricDefault)
+            .then(|| key.current.to_string()),
         ..Default::default()
     }
 }
@@ -332,7 +348,8 @@ fn key_spec(request: &kms::CreateKeyRequest) -> Result<kms::KeySpec> {
         )),
         (None, Some(old)) => {
             let text = choice(Some(old), kms::CustomerMasterKeySpec::Unspecified).text();
-            kms::KeySpec::from_text(text).ok_or_else(|| Error::internal("a CustomerMasterKeySpec that is no KeySpec"))
+            kms::KeySpec::from_text(text)
+                .ok_or_else(|| Error::internal("a CustomerMasterKeySpec that is no KeySpec"))
         }
         (new, None) => Ok(choice(new, kms::KeySpec::SymmetricDefault)),
     }
@@ -341,13 +358,15 @@ fn key_spec(request: &kms::CreateKeyRequest) -> Result<kms::KeySpec> {
 fn check_origin(origin: kms::OriginType) -> Result<()> {
     match origin {
         kms::OriginType::AwsKms => Ok(()),
-        kms::OriginType::AwsCloudhsm => Err(Error::validation(
-            "Origin AWS_CLOUDHSM needs a CustomKeyStoreId.",
-        )),
-        kms::OriginType::External | kms::OriginType::ExternalKeyStore | kms::OriginType::Unspecified => Err(Error::new(
-            Exception::UnsupportedOperation,
-            format!("Origin {} is not supported.", origin.text()),
-        )),
+        kms::OriginType::AwsCloudhsm => {
+            Err(Error::validation("Origin AWS_CLOUDHSM needs a CustomKeyStoreId."))
+        }
+        kms::OriginType::External | kms::OriginType::ExternalKeyStore | kms::OriginType::Unspecified => {
+            Err(Error::new(
+                Exception::UnsupportedOperation,
+                format!("Origin {} is not supported.", origin.text()),
+            ))
+        }
     }
 }
 
@@ -377,7 +396,9 @@ fn key_policy(call: &Call, request: &kms::CreateKeyRequest) -> Result<String> {
     let parsed = crate::conditions::key_policy(text)?;
     let bypass = request.bypass_policy_lockout_safety_check == Some(true);
     if !bypass && call.locked_out_by(&parsed) {
-        return Err(malformed("The new key policy will not allow you to update the key policy in the future.".to_owned()));
+        return Err(malformed(
+            "The new key policy will not allow you to update the key policy in the future.".to_owned(),
+        ));
     }
     Ok(text.clone())
 }
@@ -387,9 +408,10 @@ fn check_capability(call: &Call, spec: kms::KeySpec, usage: kms::KeyUsageType) -
     let needs = spec::needs(spec, usage).unwrap_or_default();
     match needs.into_iter().find(|need| !offered.contains(need)) {
         None => Ok(()),
-        Some(lacking) => {
-            Err(spec::unsupported(spec, &format!("no HSM of the cluster passed its self-test of {lacking:?}")))
-        }
+        Some(lacking) => Err(spec::unsupported(
+            spec,
+            &format!("no HSM of the cluster passed its self-test of {lacking:?}"),
+        )),
     }
 }
 
@@ -406,7 +428,11 @@ async fn intend(
     let held = Intent::create(key, id, spec, usage, call.now_ms);
     let drafts = [Draft::insert(held.id.clone(), &held.value)?];
     let changes = call.app.registry.seal(&drafts, call.deadline).await?;
-    call.app.store.commit(Commit { changes, events: Vec::new() }).await.map_err(crate::registry::from_store)?;
+    call.app
+        .store
+        .commit(Commit { changes, events: Vec::new() })
+        .await
+        .map_err(crate::registry::from_store)?;
     call.change(Draft::delete(&held));
     Ok(())
 }

@@ -61,7 +61,11 @@ impl Operation for VerifyMac {
     }
 }
 
-fn checked(key: &Allowed<Key>, operation: &str, algorithm: kms::MacAlgorithmSpec) -> Result<kms::MacAlgorithmSpec> {
+fn checked(
+    key: &Allowed<Key>,
+    operation: &str,
+    algorithm: kms::MacAlgorithmSpec,
+) -> Result<kms::MacAlgorithmSpec> {
     usable(key, kms::KeyUsageType::GenerateVerifyMac, operation)?;
     if !spec::mac_algorithms(key.held.value.spec).contains(&algorithm) {
         return Err(incompatible(algorithm.text(), key));
@@ -69,7 +73,12 @@ fn checked(key: &Allowed<Key>, operation: &str, algorithm: kms::MacAlgorithmSpec
     Ok(algorithm)
 }
 
-async fn mac(call: &Call, key: &Allowed<Key>, algorithm: kms::MacAlgorithmSpec, message: &[u8]) -> Result<Vec<u8>> {
+async fn mac(
+    call: &Call,
+    key: &Allowed<Key>,
+    algorithm: kms::MacAlgorithmSpec,
+    message: &[u8],
+) -> Result<Vec<u8>> {
     let backing = current(call, key).await?;
     let hash = spec::mac_hash(algorithm).ok_or_else(|| Error::internal("a MAC algorithm without a hash"))?;
     call.app.cluster.mac(&backing.key, hash, message, call.deadline).await.map_err(from_hsm)

@@ -21,7 +21,11 @@ pub(super) fn usable(key: &Allowed<Key>, usage: kms::KeyUsageType, operation: &s
     if key.held.value.usage != usage {
         return Err(Error::new(
             Exception::InvalidKeyUsage,
-            format!("{} key usage is {} which is not valid for {operation}.", key.arn, key.held.value.usage.text()),
+            format!(
+                "{} key usage is {} which is not valid for {operation}.",
+                key.arn,
+                key.held.value.usage.text()
+            ),
         ));
     }
     Ok(())
@@ -43,7 +47,11 @@ pub(super) async fn current(call: &Call, key: &Allowed<Key>) -> Result<Arc<Loade
 }
 
 /// A version of the key's material, by its id.
-pub(super) async fn backing(call: &Call, key: &Allowed<Key>, id: BackingId) -> Result<Option<Arc<LoadedBacking>>> {
+pub(super) async fn backing(
+    call: &Call,
+    key: &Allowed<Key>,
+    id: BackingId,
+) -> Result<Option<Arc<LoadedBacking>>> {
     call.app.registry.backing(&key.held.id, id, call.deadline).await
 }
 
@@ -136,7 +144,8 @@ fn oaep(backing: &LoadedBacking, hash: crate::hsm::Hash, plaintext: &[u8]) -> Re
             plaintext.len()
         )));
     }
-    let spki = backing.public_key.as_ref().ok_or_else(|| Error::internal("a key pair without a public key"))?;
+    let spki =
+        backing.public_key.as_ref().ok_or_else(|| Error::internal("a key pair without a public key"))?;
     public::oaep_encrypt(spki, hash, plaintext).ok_or_else(|| Error::internal(format!("OAEP: {Unspecified}")))
 }
 
@@ -197,12 +206,19 @@ pub(super) async fn decrypt(
 
 /// How Decrypt and ReEncrypt find their key: as the caller names it, else as
 /// the ciphertext does.
-pub(super) fn source(key_id: &Option<String>, blob: &Option<Vec<u8>>, algorithm: kms::EncryptionAlgorithmSpec) -> Result<KeyRefName> {
+pub(super) fn source(
+    key_id: &Option<String>,
+    blob: &Option<Vec<u8>>,
+    algorithm: kms::EncryptionAlgorithmSpec,
+) -> Result<KeyRefName> {
     if let Some(given) = key_id {
         return Ok(KeyRefName::Given(given.clone()));
     }
     if algorithm != kms::EncryptionAlgorithmSpec::SymmetricDefault {
-        return Err(Error::validation(format!("A key id is required with the {} algorithm.", algorithm.text())));
+        return Err(Error::validation(format!(
+            "A key id is required with the {} algorithm.",
+            algorithm.text()
+        )));
     }
     let ciphertext = blob.as_deref().and_then(Ciphertext::parse);
     ciphertext

@@ -65,7 +65,9 @@ mod prelude {
 
     /// A member that validation has shown to be there.
     pub(super) fn given<T>(member: &Option<T>) -> Result<&T> {
-        member.as_ref().ok_or_else(|| Error::internal("a required member passed validation without being there"))
+        member
+            .as_ref()
+            .ok_or_else(|| Error::internal("a required member passed validation without being there"))
     }
 
     /// An enum member that validation has shown to be known, or its default.
@@ -76,7 +78,20 @@ mod prelude {
     /// An enum member that has no default.
     pub(super) fn chosen<T: Text>(number: Option<i32>) -> Result<T> {
         let number = *given(&number)?;
-        T::try_from(number).map_err(|_| Error::internal("an enum member passed validation with an unknown value"))
+        T::try_from(number)
+            .map_err(|_| Error::internal("an enum member passed validation with an unknown value"))
+    }
+
+    /// Refuses what shows the whole installation to all but the account that
+    /// runs it.
+    pub(super) fn management_only(call: &Call) -> Result<()> {
+        if call.account() == call.app.account {
+            return Ok(());
+        }
+        Err(Error::new(
+            Exception::AccessDenied,
+            format!("User: {} is not of the management account, which alone may do this", call.caller.arn()),
+        ))
     }
 
     /// Milliseconds since the epoch as a message's timestamp.

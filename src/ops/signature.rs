@@ -28,11 +28,16 @@ impl Operation for Sign {
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         let plan = Plan::new(&key, Self::NAME, chosen(request.signing_algorithm)?)?;
-        let input = plan.input(choice(request.message_type, kms::MessageType::Raw), given(&request.message)?)?;
+        let input =
+            plan.input(choice(request.message_type, kms::MessageType::Raw), given(&request.message)?)?;
         call.dry_run(request.dry_run)?;
         let backing = current(call, &key).await?;
-        let signature =
-            call.app.cluster.sign(&backing.key, plan.scheme, &input, call.deadline).await.map_err(from_hsm)?;
+        let signature = call
+            .app
+            .cluster
+            .sign(&backing.key, plan.scheme, &input, call.deadline)
+            .await
+            .map_err(from_hsm)?;
         Ok(kms::SignResponse {
             key_id: Some(key.arn.clone()),
             signature: Some(signature),
@@ -63,9 +68,11 @@ impl Operation for Verify {
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         let plan = Plan::new(&key, Self::NAME, chosen(request.signing_algorithm)?)?;
-        let input = plan.input(choice(request.message_type, kms::MessageType::Raw), given(&request.message)?)?;
+        let input =
+            plan.input(choice(request.message_type, kms::MessageType::Raw), given(&request.message)?)?;
         let spki = public_key(call, &key).await?;
-        let material = spec::material(key.held.value.spec).ok_or_else(|| Error::internal("a key without material"))?;
+        let material =
+            spec::material(key.held.value.spec).ok_or_else(|| Error::internal("a key without material"))?;
         if !public::verify(material, plan.scheme, plan.hash, &spki, &input, given(&request.signature)?) {
             return Err(Error::bare(Exception::KmsInvalidSignature));
         }
@@ -90,7 +97,10 @@ impl Plan {
         usable(key, kms::KeyUsageType::SignVerify, operation)?;
         let value = &key.held.value;
         let (scheme, hash) = spec::scheme(algorithm).ok_or_else(|| {
-            Error::new(Exception::UnsupportedOperation, format!("Algorithm {} is not supported.", algorithm.text()))
+            Error::new(
+                Exception::UnsupportedOperation,
+                format!("Algorithm {} is not supported.", algorithm.text()),
+            )
         })?;
         if !spec::signing_algorithms(value.spec, value.usage).contains(&algorithm) {
             return Err(incompatible(algorithm.text(), key));

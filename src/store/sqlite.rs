@@ -13,7 +13,7 @@
 mod copy;
 mod folder;
 mod schema;
-pub(crate) mod sql;
+mod sql;
 mod writer;
 
 use std::collections::HashMap;
@@ -29,8 +29,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, timeout};
 
+pub(crate) use copy::remove_database;
 pub use copy::{RestoreReport, backup, restore};
-use folder::{FolderLock, Space, create_private, sync_folder};
+pub(crate) use folder::create_private;
+use folder::{FolderLock, Space, sync_folder};
+pub(crate) use sql::is_damage;
 use writer::{Job, WriterTask};
 
 use super::{Commit, Kind, Position, Row, RowId, SignedHead, Store, StoreError, StoredEvent, Writer};
@@ -156,12 +159,12 @@ fn by(pid: Option<u32>) -> String {
 }
 
 impl OpenError {
-    /// Tells damage (SQLITE_CORRUPT, SQLITE_NOTADB) from other failures.
+    /// Tells damage from other failures.
     fn database(file: &Path, error: sqlx::Error) -> Self {
         let file = file.to_owned();
-        match sql::result_code(&error) {
-            Some(11 | 26) => OpenError::Corrupt { file, what: error.to_string() },
-            _ => OpenError::Database { file, error: error.to_string() },
+        match sql::is_damage(&error) {
+            true => OpenError::Corrupt { file, what: error.to_string() },
+            false => OpenError::Database { file, error: error.to_string() },
         }
     }
 }

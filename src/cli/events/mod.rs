@@ -43,7 +43,8 @@ fn line(event: &DynamicMessage) -> String {
     let of_record = |path: &str| record.pointer(path).and_then(Json::as_str).map(str::to_owned);
     let found = |text: Option<String>| text.filter(|text| !text.is_empty());
 
-    let time = event.get_field_by_name("event_time").and_then(|time| {
+    let time = event.get_field_by_name("event_time").filter(|_| event.has_field_by_name("event_time"));
+    let time = time.and_then(|time| {
         let (seconds, _) = json::timestamp(time.as_message()?);
         time::iso(seconds, 0).map(|iso| iso.replace("+00:00", "Z"))
     });
@@ -92,6 +93,7 @@ mod tests {
     use super::*;
     use crate::cli::schema::Service;
     use crate::cli::values::message_from_json;
+    use prost_reflect::ReflectMessage;
     use serde_json::json;
 
     fn event(record: &str) -> DynamicMessage {

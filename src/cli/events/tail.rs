@@ -142,7 +142,7 @@ impl<'a> Tail<'a> {
             let wait = wait(self.in_vain, &broken);
             self.in_vain += 1;
             notice(&format_args!("{broken}\nConnecting again in {:.2} s.", wait.as_secs_f64()));
-            if self.position.is_none() {
+            if self.position.is_none() && !self.matches.get_flag(FROM_BEGINNING) {
                 notice(&"No event came before the break: events during it may be missing.");
             }
             tokio::time::sleep(wait).await;
@@ -319,7 +319,7 @@ mod tests {
         let broken = Failure::Connection(String::new());
         let waits: Vec<_> = [0, 1, 2, 6, 63, 64, u32::MAX].map(|n| wait(n, &broken).as_millis()).into();
         assert_eq!(waits, [250, 500, 1000, 15_000, 15_000, 15_000, 15_000]);
-        let status = tonic_types::StatusExt::with_error_details(
+        let status = <Status as tonic_types::StatusExt>::with_error_details(
             Code::ResourceExhausted,
             "",
             tonic_types::ErrorDetails::with_retry_info(Some(Duration::from_secs(60))),

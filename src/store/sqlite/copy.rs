@@ -79,7 +79,7 @@ pub async fn restore(from: &Path, folder: &Path, force: bool) -> Result<RestoreR
     let (known, unread) = highest_writer(folder).await?;
     let staging = folder.join(STAGING_FILE);
     let io = |error| OpenError::Folder { folder: folder.to_owned(), error };
-    remove_all(&staging).map_err(io)?;
+    remove_database(&staging).map_err(io)?;
     let prepared = match copy_file(from, &staging).await {
         Ok(()) => take_over(&staging, known).await,
         Err(error) => Err(OpenError::Folder { folder: from.to_owned(), error }),
@@ -87,7 +87,7 @@ pub async fn restore(from: &Path, folder: &Path, force: bool) -> Result<RestoreR
     let writer = match prepared {
         Ok(writer) => writer,
         Err(error) => {
-            remove_all(&staging).map_err(io)?;
+            remove_database(&staging).map_err(io)?;
             return Err(naming(from, error));
         }
     };
@@ -240,7 +240,8 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn remove_all(database: &Path) -> io::Result<()> {
+/// Removes a database and what SQLite put beside it.
+pub(crate) fn remove_database(database: &Path) -> io::Result<()> {
     COMPANIONS.iter().try_for_each(|companion| remove(&beside(database, companion)))?;
     remove(database)
 }

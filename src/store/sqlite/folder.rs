@@ -5,6 +5,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::OpenError;
 
@@ -14,7 +17,7 @@ const LOCK_FILE: &str = "lock";
 /// The folder is ours until this is dropped, or the process ends in any way.
 #[derive(Debug)]
 pub(super) struct FolderLock {
-    _file: File,
+    file: File,
 }
 
 impl FolderLock {
@@ -40,7 +43,17 @@ impl FolderLock {
         file.set_len(0).map_err(io)?;
         // Only for the message to the next one who comes; the lock is what counts.
         writeln!(file, "{}", std::process::id()).map_err(io)?;
-        Ok(FolderLock { _file: file })
+        Ok(FolderLock { file })
+    }
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough while a process that was just forked
+        // has it open too.
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "giving the data folder back failed");
+        }
     }
 }
 
@@ -51,7 +64,7 @@ fn holder(file: &mut File) -> Option<u32> {
 }
 
 /// Makes an empty file that only its owner may read, where there is none.
-pub(super) fn create_private(path: &Path) -> io::Result<()> {
+pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     match file {
         Ok(file) => file.sync_all(),
@@ -65,18 +78,24 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// How long new work is refused after a write that found no room, whatever the
+/// file system says: a quota does not show in its free space.
+const RAN_OUT_HOLD_MS: u64 = 5_000;
+
 /// Whether the folder's file system has room for new work.
 #[derive(Debug)]
 pub(super) struct Space {
     folder: PathBuf,
     min_free_bytes: u64,
     low: AtomicBool,
+    ran_out_at: Mutex<Option<Instant>>,
 }
 
 impl Space {
     /// Looks at the file system for the first time.
     pub(super) fn new(folder: &Path, min_free_bytes: u64) -> Self {
-        let space = Space { folder: folder.to_owned(), min_free_bytes, low: AtomicBool::new(false) };
+        let (folder, low) = (folder.to_owned(), AtomicBool::new(false));
+        let space = Space { folder, min_free_bytes, low, ran_out_at: Mutex::new(None) };
         space.refresh();
         space
     }
@@ -86,37 +105,63 @@ impl Space {
         !self.low.load(Ordering::Relaxed)
     }
 
-    /// A write failed for want of room, whatever the file system says.
+    /// A write failed for want of room.
     pub(super) fn ran_out(&self) {
+        let mut ran_out_at = self.ran_out_at.lock();
+        *ran_out_at = Some(Instant::now());
         self.set_low(true);
     }
 
-    /// Asks the file system. What was too little is enough again only at an
-    /// eighth above the mark, so that the answer does not flap.
+    /// Asks the file system.
     pub(super) fn refresh(&self) {
-        let was_low = !self.is_enough();
-        let mark = if was_low {
-            self.min_free_bytes.saturating_add(self.min_free_bytes / 8)
-        } else {
-            self.min_free_bytes
-        };
-        match rustix::fs::statvfs(&self.folder) {
-            Ok(stat) => self.set_low(stat.f_bavail.saturating_mul(stat.f_frsize) < mark),
+        let low = match rustix::fs::statvfs(&self.folder) {
+            Ok(stat) => {
+                let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+                is_low(free_bytes, self.min_free_bytes, !self.is_enough())
+            }
             Err(error) => {
                 tracing::error!(folder = %self.folder.display(), %error, "cannot ask for the free space");
-                self.set_low(true);
+                true
             }
-        }
+        };
+        // Looked at last, so that a write that fails meanwhile is not overlooked.
+        let hold = Duration::from_millis(RAN_OUT_HOLD_MS);
+        let ran_out_at = self.ran_out_at.lock();
+        self.set_low(low || ran_out_at.is_some_and(|at| at.elapsed() < hold));
     }
 
     fn set_low(&self, low: bool) {
-        let folder = self.folder.display();
+        let (folder, min_free_bytes) = (self.folder.display(), self.min_free_bytes);
         match (self.low.swap(low, Ordering::Relaxed), low) {
             (false, true) => {
-                tracing::error!(%folder, min_free_bytes = self.min_free_bytes, "too little free space: new work is refused")
+                tracing::error!(%folder, min_free_bytes, "too little free space: new work is refused")
             }
-            (true, false) => tracing::info!(%folder, "enough free space again: new work is taken"),
+            (true, false) => {
+                tracing::info!(%folder, min_free_bytes, "enough free space again: new work is taken")
+            }
             _ => {}
         }
+    }
+}
+
+/// What was too little is enough again only at an eighth above the mark, so
+/// that the answer does not flap.
+fn is_low(free_bytes: u64, min_free_bytes: u64, was_low: bool) -> bool {
+    let margin = if was_low { min_free_bytes / 8 } else { 0 };
+    free_bytes < min_free_bytes.saturating_add(margin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_that_was_too_little_must_grow_above_the_mark() {
+        assert!(!is_low(800, 800, false));
+        assert!(is_low(799, 800, false));
+        assert!(is_low(899, 800, true));
+        assert!(!is_low(900, 800, true));
+        assert!(!is_low(0, 0, true), "a mark of 0 is off");
+        assert!(is_low(u64::MAX - 1, u64::MAX, true));
     }
 }

@@ -66,8 +66,10 @@ pub(super) async fn refuse_newer(db: &mut SqliteConnection, file: &Path) -> Resu
 /// Brings the schema to this Strongroom's version.
 pub(super) async fn migrate(db: &mut SqliteConnection, file: &Path) -> Result<(), OpenError> {
     refuse_newer(db, file).await?;
+    // Not run(): the future of its Acquire is not Send for every lifetime, and
+    // sqlx keeps this one for that case.
     MIGRATIONS
-        .run(db)
+        .run_direct(None, db, false)
         .await
         .map_err(|error| OpenError::Database { file: file.to_owned(), error: error.to_string() })
 }

@@ -42,8 +42,13 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
     }
 }
 
+/// Whether SQLite says that the file is damaged (SQLITE_CORRUPT, SQLITE_NOTADB).
+pub(crate) fn is_damage(error: &sqlx::Error) -> bool {
+    matches!(result_code(error), Some(11 | 26))
+}
+
 /// SQLite's primary result code (the lower byte of the extended one).
-pub(crate) fn result_code(error: &sqlx::Error) -> Option<u32> {
+pub(super) fn result_code(error: &sqlx::Error) -> Option<u32> {
     let code = error.as_database_error()?.code()?;
     code.parse::<u32>().ok().map(|code| code & 0xff)
 }
@@ -455,9 +460,7 @@ mod tests {
             position(2, 7),
             position(WRITER_MAX, SEQUENCE_MAX - 1),
         ];
-        for pair in ordered.windows(2) {
-            assert!(pack(pair[0]) < pack(pair[1]), "{pair:?}");
-        }
+        assert!(ordered.is_sorted_by(|one, next| pack(*one) < pack(*next)));
         for position in ordered {
             assert_eq!(unpack(pack(position)), position);
         }

@@ -1,0 +1,48 @@
+# The two commands that do everything: `make demo` and `make test`.
+
+VENV := target/venv
+PACKAGES := softhsm2 opensc openssl python3-venv faketime sqlite3 curl
+CARGO ?= cargo
+
+.PHONY: build demo test lint deny soak packages venv clean
+
+build: packages
+	$(CARGO) build
+
+# Runs the main job on SoftHSM2, from nothing, and shows the events.
+demo: build
+	deploy/demo.sh
+
+test: packages venv
+	$(CARGO) test
+
+# The crash tests, many more rounds.
+soak: packages venv
+	STRONGROOM_SOAK_ROUNDS=50 $(CARGO) test --test it -- kill cancel
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+# Licences, sources and duplicates; advisories need a copy of RustSec's database.
+deny:
+	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check bans licenses sources
+
+# Debian's packages; on another system, install their like by hand.
+packages:
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  missing=$$(for package in $(PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || echo $$package; done); \
+	  [ -z "$$missing" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing; }; \
+	fi
+
+# PyPI's packages for the tests' clients in another language.
+venv: $(VENV)/.requirements
+
+$(VENV)/.requirements: tests/python/requirements.txt
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt
+	cp tests/python/requirements.txt $@
+
+clean:
+	$(CARGO) clean
