@@ -31,6 +31,7 @@ struct Key {
 /// What a client was told.
 #[derive(Default)]
 struct Told {
+    worker: u64,
     keys: Vec<Key>,
     /// The targets that an alias may have: none is an alias that is not there.
     aliases: HashMap<String, Vec<Option<String>>>,
@@ -90,7 +91,7 @@ impl Told {
     }
 
     /// One operation of the load.
-    async fn step(&mut self, client: &Client, dice: &mut Dice, worker: u64) -> Result<(), Refusal> {
+    async fn step(&mut self, client: &Client, dice: &mut Dice) -> Result<(), Refusal> {
         let choice = dice.roll(10);
         if self.keys.is_empty() || (choice < 2 && self.keys.len() < KEYS_MAX) {
             return self.make_key(client, SPECS[dice.roll(SPECS.len())]).await;
@@ -119,7 +120,10 @@ impl Told {
                 let request = kms::ScheduleKeyDeletionRequest { key_id: Some(id), ..Default::default() };
                 self.change(client, at, KeyState::PendingDeletion, request).await
             }
-            4 => self.use_alias(client, format!("alias/{worker}-{}", dice.roll(3)), id).await,
+            4 => {
+                let name = format!("alias/{}-{}-{}", self.worker, spec.as_str_name(), dice.roll(2));
+                self.use_alias(client, name, id).await
+            }
             _ if spec != KeySpec::SymmetricDefault => {
                 self.ask(client, sign(&id, spec, &dice.roll(usize::MAX).to_be_bytes())).await.map(|_| ())
             }
@@ -149,9 +153,9 @@ impl Told {
     }
 
     /// Works until the daemon answers no more.
-    async fn work(mut self, client: Client, mut dice: Dice, worker: u64) -> Told {
+    async fn work(mut self, client: Client, mut dice: Dice) -> Told {
         loop {
-            if let Err(refusal) = self.step(&client, &mut dice, worker).await {
+            if let Err(refusal) = self.step(&client, &mut dice).await {
                 assert!(!refusal.is_answer(), "{refusal:?}");
                 return self;
             }
@@ -217,13 +221,13 @@ async fn check_keys(events: &[Value], client: &Client) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_told_survives_kill_9() {
     let instance = Instance::new();
-    let mut told: Vec<Told> = (0..WORKERS).map(|_| Told::default()).collect();
+    let mut told: Vec<Told> = (0..WORKERS).map(|worker| Told { worker, ..Told::default() }).collect();
     for round in 0..rounds() {
         let daemon = instance.start().await;
         let mut workers = JoinSet::new();
-        for (worker, told) in (0..).zip(told.drain(..)) {
-            let client = daemon.client().await;
-            workers.spawn(told.work(client, Dice::new(round * WORKERS + worker), worker));
+        for told in told.drain(..) {
+            let dice = Dice::new(round * WORKERS + told.worker);
+            workers.spawn(told.work(daemon.client().await, dice));
         }
         let mut dice = Dice::new(round);
         sleep(Duration::from_millis(150 + dice.roll(700) as u64)).await;
