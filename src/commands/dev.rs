@@ -49,12 +49,19 @@ pub fn run(
         account_id: args.account_id.clone(),
         region: args.region.clone(),
     };
-    let instance = dev_setup::prepare(&args.dir, &options, &ThisHost)?;
+    let mut instance = dev_setup::prepare(&args.dir, &options, &ThisHost)?;
     let loaded = Config::load(Some(&instance.config), &Flags::new())?;
     daemon::start_log(&loaded.config)?;
     hardening.log();
     if instance.needs_ceremony {
-        runtime()?.block_on(ceremony(&instance, &loaded))?;
+        let runtime = runtime()?;
+        if !instance.token_is_new && !runtime.block_on(hsm_init::was_held(&loaded))? {
+            // The start before this one may have died in its ceremony: the keys
+            // that it left in the token are known to nobody.
+            instance.discard_token()?;
+            instance = dev_setup::prepare(&args.dir, &options, &ThisHost)?;
+        }
+        runtime.block_on(ceremony(&instance, &loaded))?;
     }
     let dir = instance.dir.clone();
     let serve =
@@ -71,12 +78,15 @@ pub fn locate() -> anyhow::Result<PathBuf> {
 }
 
 async fn ceremony(instance: &DevInstance, loaded: &crate::config::Loaded) -> anyhow::Result<()> {
+    if hsm_init::was_held(loaded).await? {
+        return instance.mark_initialized();
+    }
     let member = MemberSettings {
         module: dev_setup::MODULE.to_owned(),
         token: instance.token_uri(),
         pin: dev_setup::USER_PIN.to_owned(),
     };
-    hsm_init::hold_once(loaded, member).await?;
+    hsm_init::hold(loaded, member).await?;
     instance.mark_initialized()
 }
 

@@ -94,6 +94,8 @@ pub struct DevInstance {
     /// Whether [`DevInstance::mark_initialized`] was never called: the
     /// wrapping key's ceremony is still to be done.
     pub needs_ceremony: bool,
+    /// Whether the token was made just now: no ceremony was held on it.
+    pub token_is_new: bool,
 }
 
 impl DevInstance {
@@ -105,6 +107,17 @@ impl DevInstance {
     /// Remembers that the wrapping key is made and known to the store.
     pub fn mark_initialized(&self) -> anyhow::Result<()> {
         replace(&self.dir.join("hsm/initialized"), b"", 0o600)
+    }
+
+    /// Has [`prepare`] make another token. Only for one whose keys no store
+    /// knows.
+    pub fn discard_token(&self) -> anyhow::Result<()> {
+        let hsm = self.dir.join("hsm");
+        let discarded = unfinished(&hsm);
+        if discarded.exists() {
+            fs::remove_dir_all(&discarded)?;
+        }
+        fs::rename(&hsm, &discarded).with_context(|| hsm.display().to_string())
     }
 }
 
@@ -125,6 +138,7 @@ pub fn prepare(dir: &Path, options: &DevOptions, softhsm: &dyn SoftHsm) -> anyho
     }
 
     make_pki(&dir, options)?;
+    let token_is_new = !dir.join("hsm").exists();
     let token_serial = make_token(&dir, &library, softhsm)?;
     let conf = softhsm.write_conf(&dir.join("hsm"), &dir.join("hsm/1"))?;
     let text = match before {
@@ -133,7 +147,7 @@ pub fn prepare(dir: &Path, options: &DevOptions, softhsm: &dyn SoftHsm) -> anyho
     };
     replace(&config, text.as_bytes(), 0o600)?;
     let needs_ceremony = !dir.join("hsm/initialized").exists();
-    Ok(DevInstance { dir, config, token_serial, needs_ceremony })
+    Ok(DevInstance { dir, config, token_serial, needs_ceremony, token_is_new })
 }
 
 /// An AWS endpoint that `DIR/env` tells of.
@@ -253,7 +267,7 @@ fn make_whole(folder: &Path, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> 
     if folder.exists() {
         return Ok(());
     }
-    let unfinished = folder.with_extension("new");
+    let unfinished = unfinished(folder);
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished)?;
     }
@@ -261,6 +275,11 @@ fn make_whole(folder: &Path, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> 
     fill(&unfinished).with_context(|| format!("{} cannot be made", folder.display()))?;
     fs::rename(&unfinished, folder)?;
     sync_parent(folder)
+}
+
+/// What a folder is called until it is complete.
+fn unfinished(folder: &Path) -> PathBuf {
+    folder.with_extension("new")
 }
 
 fn random_pin() -> anyhow::Result<SecretString> {

@@ -53,12 +53,15 @@ pub fn run(args: &HsmInitArgs) -> anyhow::Result<std::process::ExitCode> {
     Ok(std::process::ExitCode::SUCCESS)
 }
 
-/// [`hold`], unless it was held before.
-pub async fn hold_once(loaded: &Loaded, member: MemberSettings) -> anyhow::Result<()> {
+/// Whether the store knows of a ceremony.
+///
+/// # Errors
+/// Where the store cannot be opened.
+pub async fn was_held(loaded: &Loaded) -> anyhow::Result<bool> {
     let store = SqliteStore::open(&loaded.config.data_dir, daemon::sqlite_options(&loaded.config)).await?;
-    let held = identity::exists(&store).await?;
+    let held = identity::exists(&store).await;
     store.close().await?;
-    if held { Ok(()) } else { hold(loaded, member).await }
+    held
 }
 
 /// Makes the keys, and the row and the event that tell of them.

@@ -9,12 +9,21 @@
     reason = "a test fails by panicking"
 )]
 
+mod cancel;
 mod cli;
 mod config;
+mod deletion;
+mod disk;
 mod history;
 mod hsm;
 mod interop;
+mod kill;
+mod operated;
+mod outage;
 mod policy;
+mod secrecy;
 mod store;
 mod store_sqlite;
+mod support;
+mod tamper;
 mod transport;
