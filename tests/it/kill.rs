@@ -64,7 +64,13 @@ impl Told {
     }
 
     /// Changes the state of the key at `at`.
-    async fn change<R: Rpc>(&mut self, client: &Client, at: usize, to: KeyState, request: R) -> Result<(), Refusal> {
+    async fn change<R: Rpc>(
+        &mut self,
+        client: &Client,
+        at: usize,
+        to: KeyState,
+        request: R,
+    ) -> Result<(), Refusal> {
         self.keys[at].states.push(to);
         let answer = self.ask(client, request).await;
         match &answer {
@@ -83,8 +89,12 @@ impl Told {
         let (alias_name, target_key_id) = (Some(name.clone()), Some(key));
         match (now, delete) {
             (_, true) => self.ask(client, kms::DeleteAliasRequest { alias_name }).await.map(|_| ()),
-            (None, _) => self.ask(client, kms::CreateAliasRequest { alias_name, target_key_id }).await.map(|_| ()),
-            (Some(_), _) => self.ask(client, kms::UpdateAliasRequest { alias_name, target_key_id }).await.map(|_| ()),
+            (None, _) => {
+                self.ask(client, kms::CreateAliasRequest { alias_name, target_key_id }).await.map(|_| ())
+            }
+            (Some(_), _) => {
+                self.ask(client, kms::UpdateAliasRequest { alias_name, target_key_id }).await.map(|_| ())
+            }
         }?;
         self.aliases.insert(name, vec![then]);
         Ok(())
@@ -115,7 +125,9 @@ impl Told {
             }
         }
         match choice {
-            2 => self.change(client, at, KeyState::Disabled, kms::DisableKeyRequest { key_id: Some(id) }).await,
+            2 => {
+                self.change(client, at, KeyState::Disabled, kms::DisableKeyRequest { key_id: Some(id) }).await
+            }
             3 => {
                 let request = kms::ScheduleKeyDeletionRequest { key_id: Some(id), ..Default::default() };
                 self.change(client, at, KeyState::PendingDeletion, request).await
@@ -180,7 +192,8 @@ impl Told {
                 assert_eq!(&client.decrypt(blob).await.unwrap(), plaintext);
             }
         }
-        let found = client.call(kms::ListAliasesRequest { limit: Some(1000), ..Default::default() }).await.unwrap();
+        let found =
+            client.call(kms::ListAliasesRequest { limit: Some(1000), ..Default::default() }).await.unwrap();
         for (name, targets) in &mut self.aliases {
             let alias = found.aliases.iter().find(|alias| alias.alias_name.as_ref() == Some(name));
             let target = alias.map(|alias| alias.target_key_id.clone().unwrap());
@@ -246,7 +259,10 @@ async fn what_was_told_survives_kill_9() {
             instance.token().ids() == instance.database().await.token_ids().await
         })
         .await;
-        assert!(instance.database().await.bodies("intent").await.is_empty());
+        eventually("every intent is settled", async || {
+            instance.database().await.bodies("intent").await.is_empty()
+        })
+        .await;
         assert_eq!(client.findings().await, Vec::<String>::new());
         // The next round begins with a daemon that was killed while idle.
         daemon.kill9();

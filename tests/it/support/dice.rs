@@ -16,6 +16,11 @@ impl Dice {
 
     /// One of these; none where there is none.
     pub fn pick<'a, T>(&mut self, from: &'a mut [T]) -> Option<&'a mut T> {
-        if from.is_empty() { None } else { let at = self.roll(from.len()); from.get_mut(at) }
+        if from.is_empty() {
+            None
+        } else {
+            let at = self.roll(from.len());
+            from.get_mut(at)
+        }
     }
 }

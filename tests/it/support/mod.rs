@@ -177,7 +177,9 @@ impl Daemon {
         let end = Instant::now() + LONG;
         let line = loop {
             let printed = fs::read_to_string(&self.stdout).unwrap();
-            if let Some(line) = printed.lines().find(|line| line.contains(" ready: ") && printed.ends_with('\n')) {
+            if let Some(line) =
+                printed.lines().find(|line| line.contains(" ready: ") && printed.ends_with('\n'))
+            {
                 break line.to_owned();
             }
             let ended = self.child.try_wait().unwrap();
@@ -274,7 +276,10 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             let log = self.log();
             let tail: Vec<&str> = log.lines().rev().take(30).collect();
-            eprintln!("the end of the daemon's log:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            eprintln!(
+                "the end of the daemon's log:\n{}",
+                tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+            );
         }
     }
 }
