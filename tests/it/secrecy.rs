@@ -219,7 +219,7 @@ fn memory(pid: u32) -> Vec<(String, Vec<u8>)> {
         let mut bytes = vec![0; (number(to) - number(from)) as usize];
         memory.seek(SeekFrom::Start(number(from))).unwrap();
         // A mapping cannot be read beyond the end of what it maps.
-        let read = bytes.chunks_mut(PIECE).take_while(|piece| memory.read_exact(piece).is_ok()).count();
+        let read = bytes.chunks_mut(PIECE).map_while(|piece| memory.read_exact(piece).ok()).count();
         bytes.truncate(read * PIECE);
         mappings.push((line.to_owned(), bytes));
     }
@@ -323,10 +323,10 @@ async fn other_processes_cannot_look_in() {
     let output = Command::new("sh").args(["-c", &open]).output().unwrap();
     assert!(output.status.success(), "root cannot read memory here: this test shows nothing");
     // Not dumpable: other processes of its own user cannot, without CAP_SYS_PTRACE.
-    let own_user = ["--bounding-set", "-sys_ptrace", "--inh-caps", "-all", "sh", "-c", &open];
-    let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c", &open];
+    let own_user = vec!["--bounding-set", "-sys_ptrace", "--inh-caps", "-all", "sh", "-c", &open];
+    let nobody = vec!["--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c", &open];
     for arguments in [own_user, nobody] {
-        let output = Command::new("setpriv").args(arguments).output().unwrap();
+        let output = Command::new("setpriv").args(&arguments).output().unwrap();
         let printed = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(printed.contains("Permission denied"), "{arguments:?}: {output:?}");
     }
