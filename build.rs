@@ -25,6 +25,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> Result<(), Error> {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=src/store/migrations");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     protobuf(&out)?;
     softhsm_fixture(&out)

@@ -30,7 +30,7 @@ use crate::audit::history::History;
 use crate::caller::{Credential, Principal};
 use crate::config::{Config, Flags, Loaded, LogFormat, restart_needed};
 use crate::health;
-use crate::hsm::{Cluster, MemberState};
+use crate::hsm::{Cluster, MemberSettings, MemberState, TokenUri};
 use crate::identity::{self, Identity};
 use crate::jobs;
 use crate::registry::{CacheLimits, Registry};
@@ -105,15 +105,26 @@ pub async fn serve(
     ready(&loaded.config, bound)?;
     systemd::ready();
 
-    let reload =
-        Reload { options, authenticator, gate, app: app.clone(), front, current: Mutex::new(loaded) };
+    let reload = Reload {
+        options,
+        authenticator,
+        gate,
+        app: app.clone(),
+        front,
+        members: parts.members.clone(),
+        current: Mutex::new(loaded),
+    };
     wait_for_end(hangups, &reload).await?;
 
     systemd::stopping();
     tracing::info!("stopping: requests in flight are finished");
     app.stopping.cancel();
     stop.cancel();
-    while servers.join_next().await.is_some() {}
+    while let Some(ended) = servers.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a listener ended badly");
+        }
+    }
     app.tasks.close();
     let drained = tokio::time::timeout(serving.drain_timeout, app.tasks.wait()).await;
     if drained.is_err() {
@@ -128,6 +139,7 @@ pub async fn serve(
 struct Assembled {
     app: Arc<App>,
     store: Arc<SqliteStore>,
+    members: Vec<MemberSettings>,
 }
 
 impl Assembled {
@@ -146,9 +158,8 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
     let dynamic: Arc<dyn Store> = store.clone();
     let Identity { cluster: identity, members, row } = identity::read(&*dynamic).await?;
     let mut opened = Vec::with_capacity(members.len());
-    for member in members {
-        let pin = config.pin(&member.pin)?;
-        opened.push((member, pin));
+    for member in &members {
+        opened.push((member.clone(), config.pin(&member.pin)?));
     }
     let cluster = Cluster::start(&config.modules, opened, identity.clone(), config.hsm.clone())?;
     let registry = Registry::new(
@@ -180,7 +191,7 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
         recover_leases(&app, restored.at_ms).await?;
         store.acknowledge_restore().await?;
     }
-    Ok(Assembled { app, store })
+    Ok(Assembled { app, store, members })
 }
 
 /// How the store is opened.
@@ -259,6 +270,8 @@ impl Background {
         tasks.spawn(jobs::run(app.clone(), stop.clone()));
         let (head_app, head_stop) = (app.clone(), stop.clone());
         tasks.spawn(async move { head::run(&head_app, head_stop).await });
+        let (members_app, members_stop) = (app.clone(), stop.clone());
+        tasks.spawn(async move { jobs::members::watch(&members_app, members_stop).await });
         Background { stop, tasks }
     }
 
@@ -268,7 +281,11 @@ impl Background {
             tracing::error!(%error, "the end of the service could not be recorded");
         }
         self.stop.cancel();
-        while self.tasks.join_next().await.is_some() {}
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a job ended badly");
+            }
+        }
     }
 }
 
@@ -291,6 +308,7 @@ struct Reload {
     gate: Arc<Gate>,
     app: Arc<App>,
     front: Front,
+    members: Vec<MemberSettings>,
     current: Mutex<Loaded>,
 }
 
@@ -333,12 +351,41 @@ impl Reload {
         Ok((loaded, tls))
     }
 
+    /// A reload is the operator's word that a refused member may be tried once
+    /// more, with its PIN as it is now.
+    fn retry_pins(&self, config: &Config) {
+        let members = self.app.cluster.watch().borrow().clone();
+        for refused in members.iter().filter(|member| member.state == MemberState::Refused) {
+            let Some(settings) =
+                self.members.iter().find(|settings| same_token(&settings.token, &refused.uri))
+            else {
+                continue;
+            };
+            let retried = match config.pin(&settings.pin) {
+                Ok(pin) => self.app.cluster.retry_pin(&refused.uri, Some(pin)).map_err(anyhow::Error::from),
+                Err(problem) => Err(anyhow::anyhow!("{problem}")),
+            };
+            if let Err(error) = retried {
+                tracing::error!(member = refused.uri, "the member stays refused: {error:#}");
+            }
+        }
+    }
+
     fn apply(&self, loaded: Loaded, tls: TlsState) {
         self.gate.set_limits(transport_limits(&loaded.config));
         self.app.set_limits(denials(&loaded.config), loaded.config.limits.requests_per_principal_max);
         self.front.limits.store(Arc::new(call_limits(&loaded.config)));
         self.authenticator.swap(Some(Arc::new(tls)), resolver(&loaded));
+        self.retry_pins(&loaded.config);
         *self.current.lock() = loaded;
+    }
+}
+
+/// Whether two RFC 7512 URIs name one token.
+fn same_token(one: &str, other: &str) -> bool {
+    match (one.parse::<TokenUri>(), other.parse::<TokenUri>()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
     }
 }
 

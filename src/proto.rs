@@ -5,10 +5,10 @@
 
 include!(concat!(env!("OUT_DIR"), "/messages.rs"));
 
-pub use strongroom::admin::v1 as admin;
-pub use strongroom::cloudtrail::v1 as cloudtrail;
-pub use strongroom::hsm::v1 as hsm;
-pub use strongroom::kms::v1 as kms;
+pub use self::strongroom::admin::v1 as admin;
+pub use self::strongroom::cloudtrail::v1 as cloudtrail;
+pub use self::strongroom::hsm::v1 as hsm;
+pub use self::strongroom::kms::v1 as kms;
 
 /// The FileDescriptorSet of `proto/`, with comments, for reflection and the
 /// command line.

@@ -23,6 +23,7 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::app::App;
+use crate::audit::record::truncated;
 use crate::caller::Caller;
 use crate::error::{Error, Exception, Result};
 use crate::operation::{Answer, Operation, execute};
@@ -33,6 +34,10 @@ use crate::proto::cloudtrail::StreamEventsResponse;
 pub const ERROR_DOMAIN: &str = "kms.amazonaws.com";
 /// The metadata that names a call: the event's requestID.
 pub const REQUEST_ID: &str = "x-request-id";
+
+/// Longest text of a failure: it is sent in the headers twice, in grpc-message
+/// with up to three bytes for one, and clients take 8 KB of headers.
+const MESSAGE_BYTES_MAX: usize = 1024;
 
 /// Limits that every call keeps to.
 #[derive(Debug, Clone, Copy)]
@@ -273,6 +278,7 @@ fn status(error: Error, request_id: &str) -> Status {
         details.set_retry_info(retry_after);
     }
     details.set_request_info(request_id, "");
+    let message = truncated(&message, MESSAGE_BYTES_MAX);
     let mut status = Status::with_error_details(exception.grpc(), message, details);
     if let Ok(id) = MetadataValue::try_from(request_id) {
         status.metadata_mut().insert(REQUEST_ID, id);

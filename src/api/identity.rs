@@ -289,9 +289,13 @@ fn user_agent(headers: &http::HeaderMap) -> Option<String> {
     let value = headers.get(http::header::USER_AGENT)?.as_bytes();
     // Cut before the text is made, so that a huge header costs nothing.
     let value = value.get(..USER_AGENT_BYTES_MAX).unwrap_or(value);
-    let mut text: String =
-        String::from_utf8_lossy(value).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    text.truncate(text.floor_char_boundary(USER_AGENT_BYTES_MAX));
+    let mut text = String::new();
+    for c in String::from_utf8_lossy(value).chars() {
+        if text.len() + c.len_utf8() > USER_AGENT_BYTES_MAX {
+            break;
+        }
+        text.push(if c.is_control() { ' ' } else { c });
+    }
     Some(text)
 }
 

@@ -316,7 +316,8 @@ fn seconds<S: serde::Serializer>(time_ms: &i64, serializer: S) -> Result<S::Ok, 
     serializer.collect_str(&time.strftime("%Y-%m-%dT%H:%M:%SZ"))
 }
 
-fn truncated(text: &str, bytes_max: usize) -> &str {
+/// The beginning of a text, in whole characters.
+pub fn truncated(text: &str, bytes_max: usize) -> &str {
     let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -3,6 +3,7 @@
 mod clock;
 mod deletion;
 mod intent;
+pub mod members;
 
 use std::sync::Arc;
 use std::time::Duration;

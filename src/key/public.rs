@@ -54,15 +54,27 @@ pub fn oaep_encrypt(spki: &[u8], hash: Hash, plaintext: &[u8]) -> Option<Vec<u8>
 }
 
 /// The uncompressed point (SEC 1, 2.3.3) of a DER SubjectPublicKeyInfo on this
-/// curve; none where it is anything else.
+/// curve; none where it is anything else. What is no point of the curve is
+/// found here and never reaches an HSM.
 pub fn point(spki: &[u8], curve: Curve) -> Option<Vec<u8>> {
     let parsed = SubjectPublicKeyInfoRef::from_der(spki).ok()?;
     let named: ObjectIdentifier = parsed.algorithm.parameters?.decode_as().ok()?;
     if parsed.algorithm.oid != EC_PUBLIC_KEY || named != curve_oid(curve) {
         return None;
     }
+    ParsedPublicKey::new(ecdsa(curve), spki).ok()?;
     let point = parsed.subject_public_key.as_bytes()?;
     (point.first() == Some(&4) && point.len() == 1 + 2 * curve.field_bytes()).then(|| point.to_vec())
+}
+
+/// An algorithm that reads the public keys of this curve, and checks them.
+fn ecdsa(curve: Curve) -> &'static dyn VerificationAlgorithm {
+    match curve {
+        Curve::P256 => &signature::ECDSA_P256_SHA256_ASN1,
+        Curve::P384 => &signature::ECDSA_P384_SHA384_ASN1,
+        Curve::P521 => &signature::ECDSA_P521_SHA512_ASN1,
+        Curve::Secp256k1 => &signature::ECDSA_P256K1_SHA256_ASN1,
+    }
 }
 
 fn curve_oid(curve: Curve) -> ObjectIdentifier {

@@ -485,7 +485,10 @@ fn a_peer_is_known_by_uri_before_cn_before_uid_and_never_by_a_guess() {
 #[test]
 fn the_hash_covers_the_configuration_and_its_files() {
     let folder = Folder::new();
-    folder.write("policy.json", r#"{"Version":"2012-10-17","Statement":[]}"#);
+    folder.write(
+        "policy.json",
+        r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}"#,
+    );
     let accounts = ALICE.replace("\"AdministratorAccess\"", "{ file = \"policy.json\" }");
     let hash = |text: &str| {
         folder.load_layers(&format!("{text}{TLS}{accounts}"), &[], &Flags::new()).unwrap().sha256
@@ -495,7 +498,10 @@ fn the_hash_covers_the_configuration_and_its_files() {
     assert_eq!(first.len(), 64);
     assert_eq!(hash("# the same\nregion = \"us-east-1\""), first, "the effective configuration counts");
     assert_ne!(hash("region = \"eu-west-1\""), first);
-    folder.write("policy.json", r#"{"Version":"2012-10-17", "Statement":[]}"#);
+    folder.write(
+        "policy.json",
+        r#"{"Version":"2012-10-17", "Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}"#,
+    );
     let policy = hash("");
     assert_ne!(policy, first, "a policy");
     let ca = fs::read_to_string(folder.path("ca.pem")).unwrap();

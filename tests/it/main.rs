@@ -16,6 +16,7 @@ mod deletion;
 mod disk;
 mod history;
 mod hsm;
+mod interop;
 mod kill;
 mod operated;
 mod outage;

@@ -1,0 +1,79 @@
+"""One request of each operation that succeeds, for the tests that walk the API."""
+
+import functools
+import hashlib
+import os
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+ECDSA = {"signing_algorithm": "ECDSA_SHA_256", "message": hashlib.sha256(b"sample").digest()}
+HMAC = {"mac_algorithm": "HMAC_SHA_256", "message": b"sample message"}
+
+
+class Samples:
+    """Samples' keys live as long as the session and are never changed for good."""
+
+    def __init__(self, kms, keys):
+        self.kms, self.keys = kms, keys
+        self.alias = f"alias/sample/{os.urandom(8).hex()}"
+
+    @functools.cached_property
+    def prepared(self):
+        """What the samples refer to."""
+        kms, symmetric = self.kms, self.keys("SYMMETRIC_DEFAULT")
+        signing, mac = self.keys("ECC_NIST_P256", "SIGN_VERIFY"), self.keys("HMAC_256", "GENERATE_VERIFY_MAC")
+        pending = kms.create_key().key_metadata.key_id
+        kms.schedule_key_deletion(key_id=pending)
+        kms.create_alias(alias_name=self.alias, target_key_id=symmetric.id)
+        peer = ec.generate_private_key(ec.SECP256R1()).public_key()
+        return {
+            "symmetric": symmetric.id,
+            "signing": signing.id,
+            "mac": mac.id,
+            "agreement": self.keys("ECC_NIST_P256", "KEY_AGREEMENT").id,
+            "pending": pending,
+            "peer": peer.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+            "ciphertext_blob": kms.encrypt(key_id=symmetric.id, plaintext=b"sample").ciphertext_blob,
+            "signature": kms.sign(key_id=signing.id, **ECDSA).signature,
+            "mac of it": kms.generate_mac(key_id=mac.id, **HMAC).mac,
+        }
+
+    def __getitem__(self, operation):
+        there = self.prepared
+        key, fresh = {"key_id": there["symmetric"]}, f"{self.alias}/{os.urandom(8).hex()}"
+        return {
+            "CreateKey": {},
+            "DescribeKey": key,
+            "ListKeys": {},
+            "UpdateKeyDescription": {**key, "description": "sample"},
+            "EnableKey": key,
+            "DisableKey": key,
+            "ScheduleKeyDeletion": key,
+            "CancelKeyDeletion": {"key_id": there["pending"]},
+            "GetPublicKey": {"key_id": there["signing"]},
+            "CreateAlias": {"alias_name": fresh, "target_key_id": there["symmetric"]},
+            "UpdateAlias": {"alias_name": self.alias, "target_key_id": there["symmetric"]},
+            "DeleteAlias": {"alias_name": self.alias},
+            "ListAliases": {},
+            "Encrypt": {**key, "plaintext": b"sample plaintext"},
+            "Decrypt": {"ciphertext_blob": there["ciphertext_blob"]},
+            "ReEncrypt": {
+                "ciphertext_blob": there["ciphertext_blob"],
+                "destination_key_id": there["symmetric"],
+            },
+            "GenerateDataKey": {**key, "key_spec": "AES_256"},
+            "GenerateDataKeyWithoutPlaintext": {**key, "key_spec": "AES_256"},
+            "GenerateDataKeyPair": {**key, "key_pair_spec": "ECC_NIST_P256"},
+            "GenerateDataKeyPairWithoutPlaintext": {**key, "key_pair_spec": "ECC_NIST_P256"},
+            "GenerateRandom": {"number_of_bytes": 32},
+            "Sign": {"key_id": there["signing"], **ECDSA},
+            "Verify": {"key_id": there["signing"], "signature": there["signature"], **ECDSA},
+            "GenerateMac": {"key_id": there["mac"], **HMAC},
+            "VerifyMac": {"key_id": there["mac"], "mac": there["mac of it"], **HMAC},
+            "DeriveSharedSecret": {
+                "key_id": there["agreement"],
+                "key_agreement_algorithm": "ECDH",
+                "public_key": there["peer"],
+            },
+        }[operation]
