@@ -119,6 +119,11 @@ async fn a_token_that_goes_away_and_comes_back_is_survived() {
         client.use_key(key, spec).await.unwrap();
     }
     assert_eq!(member(&client).await.state(), MemberState::Serving);
+    let events = client.events().await;
+    for name in ["HsmMemberLost", "HsmMemberRecovered"] {
+        let told = events.iter().find(|event| event["eventName"] == name);
+        assert!(told.is_some_and(|event| event.to_string().contains(&uri)), "{name}: {told:?}");
+    }
     assert_eq!(client.findings().await, Vec::<String>::new());
 }
 

@@ -1,9 +1,11 @@
 //! Somebody with a SQL shell on the store: what is changed is noticed, named
 //! and refused, and the rest goes on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use strongroom::proto::kms::{self, KeySpec, KeyState};
 
-use crate::support::{Client, Daemon, Database, Instance};
+use crate::support::{Client, Daemon, Database, Instance, eventually};
 
 const SYMMETRIC: KeySpec = KeySpec::SymmetricDefault;
 
@@ -77,6 +79,32 @@ async fn nothing_is_found_where_nothing_was_changed() {
     let (_daemon, client) = victim.change(&[]).await;
     assert_eq!(client.findings().await, Vec::<String>::new());
     assert!(victim.instance.cli(&["events", "verify"]).status.success());
+}
+
+/// Rows and log change while they are compared.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_found_under_load() {
+    let instance = Instance::new();
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+    let done = AtomicBool::new(false);
+    let load = async {
+        while !done.load(Ordering::Relaxed) {
+            let key = client.create(SYMMETRIC).await.unwrap();
+            let (alias_name, target_key_id) = (Some("alias/short-lived".to_owned()), Some(key.clone()));
+            let alias = kms::CreateAliasRequest { alias_name: alias_name.clone(), target_key_id };
+            client.call(alias).await.unwrap();
+            client.call(kms::DisableKeyRequest { key_id: Some(key) }).await.unwrap();
+            client.call(kms::DeleteAliasRequest { alias_name }).await.unwrap();
+        }
+    };
+    let verify = async {
+        for _ in 0..30 {
+            assert_eq!(client.findings().await, Vec::<String>::new());
+        }
+        done.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(load, verify);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -166,8 +194,15 @@ async fn an_older_version_that_was_put_back_is_found() {
     let (_daemon, client) = victim
         .change(&["REPLACE INTO row SELECT * FROM old WHERE kind = 'key' AND id = 'KEY'", "DROP TABLE old"])
         .await;
-    victim.is_found(&client, &[&victim.key, "older version"]).await;
+    // By the check after the start, without anybody asking.
+    eventually("it is on the record", async || {
+        let events = client.events().await;
+        let told = events.iter().find(|event| event["eventName"] == "IntegrityCheckFailed");
+        told.is_some_and(|event| event.to_string().contains(&victim.key))
+    })
+    .await;
     victim.is_refused(&client).await;
+    victim.is_found(&client, &[&victim.key, "older version"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -223,7 +258,7 @@ async fn a_rolled_back_log_is_found_by_its_exported_head() {
     let head = victim.instance.beside("head");
     let path = head.display().to_string();
     let client = daemon.client().await;
-    crate::support::eventually("the head is signed", async || {
+    eventually("the head is signed", async || {
         let unsigned = client.call(strongroom::proto::cloudtrail::VerifyEventsRequest::default()).await.unwrap();
         unsigned.unsigned_events() <= 1
     })
