@@ -279,6 +279,8 @@ impl Background {
         tasks.spawn(async move { head::run(&head_app, head_stop).await });
         let (members_app, members_stop) = (app.clone(), stop.clone());
         tasks.spawn(async move { jobs::members::watch(&members_app, members_stop).await });
+        let (check_app, check_stop) = (app.clone(), stop.clone());
+        tasks.spawn(async move { jobs::integrity::check(&check_app, check_stop).await });
         Background { stop, tasks }
     }
 

@@ -5,11 +5,12 @@
 //! nowhere else, after its MAC was checked, and a value becomes a row through
 //! [`Registry::seal`].
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use moka::sync::Cache;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -182,7 +183,8 @@ pub struct Registry {
     /// Counts the commits that changed cached rows. A row that was read before
     /// such a commit is not cached after it.
     generation: RwLock<u64>,
-    tampered: Mutex<Vec<RowId>>,
+    /// Rows that the event log contradicts, whatever their MAC says.
+    refused: RwLock<HashSet<RowId>>,
 }
 
 impl Registry {
@@ -196,7 +198,7 @@ impl Registry {
             backings: Cache::new(limits.keys),
             aliases: Cache::new(limits.keys),
             generation: RwLock::new(0),
-            tampered: Mutex::new(Vec::new()),
+            refused: RwLock::new(HashSet::new()),
         }
     }
 
@@ -259,11 +261,23 @@ impl Registry {
     pub async fn open<T: Stored>(&self, row: Row, deadline: Instant) -> Result<Held<T>> {
         let mac = self.mac(&row, deadline).await?;
         if aws_lc_rs::constant_time::verify_slices_are_equal(&mac, &row.mac).is_err() {
-            return Err(self.tampered(&row.id));
+            tracing::error!(row = %row.id, "a row's MAC does not fit: the database was changed from outside");
+            return Err(tampered(&row.id));
+        }
+        if self.refused.read().contains(&row.id) {
+            return Err(tampered(&row.id));
         }
         let value: T = serde_json::from_str(&row.body)
             .map_err(|error| Error::internal(format!("row {} cannot be read: {error}", row.id)))?;
         Ok(Held { id: row.id, version: row.version, value })
+    }
+
+    /// Believes a row no more, because the event log contradicts it: an older
+    /// version with its own MAC, put back from outside.
+    pub fn refuse(&self, id: &RowId) {
+        tracing::error!(row = %id, "the event log contradicts a row: the database was changed from outside");
+        self.refused.write().insert(id.clone());
+        self.invalidate([id]);
     }
 
     /// Whether a row's MAC fits.
@@ -293,9 +307,13 @@ impl Registry {
         if drafts.is_empty() {
             return;
         }
+        self.invalidate(drafts.iter().map(Draft::row_id));
+    }
+
+    fn invalidate<'a>(&self, ids: impl IntoIterator<Item = &'a RowId>) {
         let mut generation = self.generation.write();
         *generation += 1;
-        for id in drafts.iter().map(Draft::row_id) {
+        for id in ids {
             match id.kind {
                 Kind::Key => self.keys.invalidate(id),
                 Kind::BackingKey => self.backings.invalidate(id),
@@ -374,16 +392,6 @@ impl Registry {
         self.hsm.mac(&self.mac_key, Hash::Sha256, &row.mac_input(), deadline).await.map_err(from_hsm)
     }
 
-    fn tampered(&self, id: &RowId) -> Error {
-        tracing::error!(row = %id, "a row's MAC does not fit: the database was changed from outside");
-        metrics::counter!("strongroom_integrity_failures_total", "kind" => id.kind.as_str()).increment(1);
-        self.tampered.lock().push(id.clone());
-        Error::new(
-            Exception::KmsInternal,
-            format!("The stored {} {} fails its integrity check and is refused.", id.kind.as_str(), id.id),
-        )
-    }
-
     async fn cached<T: Stored, L: Send + Sync + 'static>(
         &self,
         cache: &Cache<RowId, Arc<L>>,
@@ -411,6 +419,14 @@ impl Registry {
 pub struct UseTaken {
     /// Three quarters of the key's uses are leased now, and were not before.
     pub warned: bool,
+}
+
+fn tampered(id: &RowId) -> Error {
+    metrics::counter!("strongroom_integrity_failures_total", "kind" => id.kind.as_str()).increment(1);
+    Error::new(
+        Exception::KmsInternal,
+        format!("The stored {} {} fails its integrity check and is refused.", id.kind.as_str(), id.id),
+    )
 }
 
 fn load_key(held: Held<Key>) -> Result<LoadedKey> {

@@ -2,7 +2,7 @@
 //! chain of hashes, the signatures of its heads, every row's MAC, and that
 //! each row is the version that the log last spoke of.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio::time::Instant;
 
@@ -12,13 +12,16 @@ use crate::hsm::{Curve, Hash, Material, Scheme};
 use crate::key::public;
 use crate::proto::cloudtrail::VerifyEventsResponse;
 use crate::registry::from_store;
-use crate::store::{Kind, Position, RowId, SignedHead, verify_chain};
+use crate::store::{Effect, Kind, Position, Row, RowId, SignedHead, verify_chain};
 
 const READ_ROWS: u32 = 512;
+/// How often a row that does not fit is looked at again.
+const LOOKS: usize = 3;
 /// The kinds of rows that carry a MAC.
 const SEALED: [Kind; 5] = [Kind::Key, Kind::BackingKey, Kind::Alias, Kind::Intent, Kind::System];
 
-/// Checks everything; `expected` is a head that was kept outside.
+/// Checks everything, and has rows refused that the log contradicts;
+/// `expected` is a head that was kept outside.
 pub async fn verify(app: &App, expected: Option<&str>, deadline: Instant) -> Result<VerifyEventsResponse> {
     let mut last: Option<SignedHead> = None;
     let mut check = |head: &SignedHead| {
@@ -30,7 +33,8 @@ pub async fn verify(app: &App, expected: Option<&str>, deadline: Instant) -> Res
     if chain.more_findings > 0 {
         findings.push(format!("{} more findings are not listed", chain.more_findings));
     }
-    let rows = rows(app, &chain.row_effects, &mut findings, deadline).await?;
+    let read_to = chain.last.map_or(Position { writer: 1, sequence: 0 }, |(position, _)| position);
+    let rows = rows(app, &mut Said { rows: chain.row_effects, read_to }, &mut findings, deadline).await?;
     if let Some(expected) = expected {
         contains(app, expected, &mut findings).await?;
     }
@@ -60,13 +64,16 @@ fn check_head(app: &App, head: &SignedHead) -> Result<(), String> {
     }
 }
 
+/// Every row against the log. Others change rows and log meanwhile, so what
+/// does not fit is looked at again with what was logged since.
 async fn rows(
     app: &App,
-    effects: &HashMap<RowId, (u64, String)>,
+    said: &mut Said,
     findings: &mut Vec<String>,
     deadline: Instant,
 ) -> Result<usize> {
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
+    let mut odd = Vec::new();
     for kind in SEALED {
         let mut after = None;
         loop {
@@ -74,35 +81,100 @@ async fn rows(
             let Some(last) = page.last() else { break };
             after = Some(last.id.clone());
             for row in page {
-                if !app.registry.is_sealed(&row, deadline).await? {
-                    findings.push(format!("row {} was changed: its MAC does not fit", row.id));
-                }
-                match effects.get(&row.id) {
-                    Some((version, mac)) if row.version == *version && hex::encode(&row.mac) != *mac => {
-                        findings.push(format!("row {} is not the one that the log speaks of", row.id));
-                    }
-                    Some((0, _)) => findings.push(format!("row {} was removed, and is there again", row.id)),
-                    Some((version, _)) if row.version < *version => findings.push(format!(
-                        "row {} is version {}, the log speaks of {version}: an older version was put back",
-                        row.id, row.version
-                    )),
-                    Some(_) => (),
-                    // An intent answers nobody and has no event.
-                    None if kind == Kind::Intent => (),
-                    None => findings.push(format!("row {} is in no event", row.id)),
+                if said.oddity(app, &row.id, Some(&row), deadline).await?.is_some() {
+                    odd.push(row.id.clone());
                 }
                 seen.insert(row.id);
             }
         }
     }
-    // An intent is removed without an event when it is settled.
-    let missing = effects
-        .iter()
-        .filter(|(id, (version, _))| *version > 0 && id.kind != Kind::Intent && !seen.contains(id));
-    findings.extend(
-        missing.map(|(id, _)| format!("row {id} is missing: the log does not say that it was removed")),
-    );
+    odd.extend(said.rows.keys().filter(|id| !seen.contains(id)).cloned());
+    for look in 1..=LOOKS {
+        said.catch_up(app).await?;
+        let mut still = Vec::new();
+        for id in odd {
+            let row = app.store.row(&id).await.map_err(from_store)?;
+            let Some(oddity) = said.oddity(app, &id, row.as_ref(), deadline).await? else { continue };
+            if look == LOOKS {
+                if oddity.contradicts {
+                    app.registry.refuse(&id);
+                }
+                findings.push(oddity.text);
+            }
+            still.push(id);
+        }
+        odd = still;
+    }
     Ok(seen.len())
+}
+
+/// What the log says of each row: its latest version and its MAC in hex; 0 and
+/// nothing where it was removed.
+struct Said {
+    rows: HashMap<RowId, (u64, String)>,
+    /// The last event that it is from.
+    read_to: Position,
+}
+
+/// What is wrong with a row.
+struct Oddity {
+    text: String,
+    /// The log says otherwise: the row is not to be believed.
+    contradicts: bool,
+}
+
+impl Said {
+    /// Reads what was logged since.
+    async fn catch_up(&mut self, app: &App) -> Result<()> {
+        loop {
+            let events = app.store.events(self.read_to, READ_ROWS).await.map_err(from_store)?;
+            let Some(last) = events.last() else { return Ok(()) };
+            self.read_to = last.position;
+            for event in events {
+                // An event whose effects cannot be read is the chain's finding.
+                let effects: Vec<Effect> = serde_json::from_str(&event.effects).unwrap_or_default();
+                self.rows.extend(effects.into_iter().map(|effect| (effect.row, (effect.version, effect.mac))));
+            }
+        }
+    }
+
+    /// What does not fit between a row as it is, or is not, and the log.
+    async fn oddity(
+        &self,
+        app: &App,
+        id: &RowId,
+        row: Option<&Row>,
+        deadline: Instant,
+    ) -> Result<Option<Oddity>> {
+        let said = self.rows.get(id);
+        let Some(row) = row else {
+            // An intent is removed without an event when it is settled.
+            let missing = said.is_some_and(|(version, _)| *version > 0) && id.kind != Kind::Intent;
+            return Ok(missing.then(|| Oddity {
+                text: format!("row {id} is missing: the log does not say that it was removed"),
+                contradicts: false,
+            }));
+        };
+        if !app.registry.is_sealed(row, deadline).await? {
+            let text = format!("row {id} was changed: its MAC does not fit");
+            return Ok(Some(Oddity { text, contradicts: false }));
+        }
+        let contradiction = |text| Some(Oddity { text, contradicts: true });
+        Ok(match said {
+            Some((0, _)) => contradiction(format!("row {id} was removed, and is there again")),
+            Some((version, _)) if row.version < *version => contradiction(format!(
+                "row {id} is version {}, the log speaks of {version}: an older version was put back",
+                row.version
+            )),
+            Some((version, mac)) if row.version == *version && hex::encode(&row.mac) != *mac => {
+                contradiction(format!("row {id} is not the one that the log speaks of"))
+            }
+            Some(_) => None,
+            // An intent answers nobody and has no event.
+            None if id.kind == Kind::Intent => None,
+            None => Some(Oddity { text: format!("row {id} is in no event"), contradicts: false }),
+        })
+    }
 }
 
 /// Whether the log still contains a head that was kept outside.

@@ -3,6 +3,7 @@
 mod clock;
 mod deletion;
 mod intent;
+pub mod integrity;
 pub mod members;
 
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::material::public_key;
 use super::prelude::*;
-use crate::hsm::{BackingId, Residence};
+use crate::hsm::{BackingId, HsmError, Residence};
 use crate::jobs::Intent;
 use crate::key::{BackingKey, Key as KeyRow};
 use crate::policy;
@@ -405,6 +405,9 @@ fn key_policy(call: &Call, request: &kms::CreateKeyRequest) -> Result<String> {
 
 fn check_capability(call: &Call, spec: kms::KeySpec, usage: kms::KeyUsageType) -> Result<()> {
     let offered = call.app.cluster.capabilities();
+    if offered.is_empty() {
+        return Err(from_hsm(HsmError::Unavailable("no member was attached yet".to_owned())));
+    }
     let needs = spec::needs(spec, usage).unwrap_or_default();
     match needs.into_iter().find(|need| !offered.contains(need)) {
         None => Ok(()),

@@ -168,7 +168,7 @@ impl Client {
 
     /// Every event of the log up to now, from its beginning, in its order.
     pub async fn events(&self) -> Vec<Value> {
-        let last = self.ask(kms::ListKeysRequest { limit: Some(1), ..Default::default() }).await.unwrap();
+        let last = self.ask(hsm::ListMembersRequest::default()).await.unwrap();
         let mut grpc = tonic::client::Grpc::new(self.channel.clone());
         let path = PathAndQuery::from_static("/strongroom.cloudtrail.v1.CloudTrailService/StreamEvents");
         let request = cloudtrail::StreamEventsRequest {

@@ -30,7 +30,7 @@ pub const LONG: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(20);
 
 /// Waits until something is true.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let waited = timeout(LONG, async {
         while !condition().await {
             sleep(STEP).await;
