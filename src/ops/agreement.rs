@@ -18,7 +18,7 @@ impl Operation for DeriveSharedSecret {
     type On = Key;
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+        by_key_id(&request.key_id)
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {

@@ -24,7 +24,7 @@ impl Operation for Encrypt {
     }
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+        by_key_id(&request.key_id)
     }
 
     fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {

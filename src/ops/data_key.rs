@@ -24,7 +24,7 @@ impl Operation for GenerateDataKey {
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
         data_key_bytes(request.key_spec, request.number_of_bytes)?;
-        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+        by_key_id(&request.key_id)
     }
 
     fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
@@ -60,7 +60,7 @@ impl Operation for GenerateDataKeyWithoutPlaintext {
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
         data_key_bytes(request.key_spec, request.number_of_bytes)?;
-        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+        by_key_id(&request.key_id)
     }
 
     fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
@@ -92,7 +92,7 @@ impl Operation for GenerateDataKeyPair {
     type On = Key;
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+        by_key_id(&request.key_id)
     }
 
     fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
@@ -128,7 +128,7 @@ impl Operation for GenerateDataKeyPairWithoutPlaintext {
     type On = Key;
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+        by_key_id(&request.key_id)
     }
 
     fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {

@@ -23,7 +23,7 @@ impl Operation for ScheduleKeyDeletion {
     }
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::NotAlias(given(&request.key_id)?.clone()))
+        by_key_id_only(&request.key_id)
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
@@ -56,7 +56,7 @@ impl Operation for CancelKeyDeletion {
     type On = Key;
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::NotAlias(given(&request.key_id)?.clone()))
+        by_key_id_only(&request.key_id)
     }
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {

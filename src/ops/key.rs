@@ -108,7 +108,7 @@ impl Operation for DescribeKey {
     type On = Key;
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+        by_key_id(&request.key_id)
     }
 
     async fn run(_: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
@@ -166,7 +166,7 @@ impl Operation for UpdateKeyDescription {
     type On = Key;
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::NotAlias(given(&request.key_id)?.clone()))
+        by_key_id_only(&request.key_id)
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
@@ -189,7 +189,7 @@ impl Operation for EnableKey {
     type On = Key;
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::NotAlias(given(&request.key_id)?.clone()))
+        by_key_id_only(&request.key_id)
     }
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
@@ -211,7 +211,7 @@ impl Operation for DisableKey {
     type On = Key;
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::NotAlias(given(&request.key_id)?.clone()))
+        by_key_id_only(&request.key_id)
     }
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
@@ -233,7 +233,7 @@ impl Operation for GetPublicKey {
     type On = Key;
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+        by_key_id(&request.key_id)
     }
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {

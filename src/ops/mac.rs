@@ -16,7 +16,7 @@ impl Operation for GenerateMac {
     type On = Key;
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+        by_key_id(&request.key_id)
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
@@ -44,7 +44,7 @@ impl Operation for VerifyMac {
     type On = Key;
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        Ok(KeyRefName::Given(given(&request.key_id)?.clone()))
+        by_key_id(&request.key_id)
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {

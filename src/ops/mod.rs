@@ -70,6 +70,16 @@ mod prelude {
             .ok_or_else(|| Error::internal("a required member passed validation without being there"))
     }
 
+    /// The key that a KeyId names: by id, ARN, alias name or alias ARN.
+    pub(super) fn by_key_id(key_id: &Option<String>) -> Result<KeyRefName> {
+        Ok(KeyRefName::Given(given(key_id)?.clone()))
+    }
+
+    /// The key that a KeyId names, where KMS takes no alias.
+    pub(super) fn by_key_id_only(key_id: &Option<String>) -> Result<KeyRefName> {
+        Ok(KeyRefName::NotAlias(given(key_id)?.clone()))
+    }
+
     /// An enum member that validation has shown to be known, or its default.
     pub(super) fn choice<T: Text>(number: Option<i32>, default: T) -> T {
         number.and_then(|number| T::try_from(number).ok()).unwrap_or(default)

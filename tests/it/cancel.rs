@@ -71,7 +71,8 @@ async fn impatient(client: Client, key: String, mut dice: Dice) -> Answered {
 async fn begun(daemon: &Daemon) -> HashMap<String, usize> {
     let (_, page) = daemon.page("/metrics").await;
     let mut counts = HashMap::new();
-    for line in page.lines().filter_map(|line| line.strip_prefix("strongroom_operations_total{operation=\"")) {
+    for line in page.lines().filter_map(|line| line.strip_prefix("strongroom_operations_total{operation=\""))
+    {
         let (operation, rest) = line.split_once('"').unwrap();
         let count: usize = rest.rsplit(' ').next().unwrap().parse().unwrap();
         *counts.entry(operation.to_owned()).or_default() += count;

@@ -43,8 +43,10 @@ async fn a_key_is_deleted_when_its_time_has_come_and_the_clock_is_confirmed() {
     let mut instance = Instance::new();
     let daemon = instance.start().await;
     let client = daemon.client().await;
-    let (wrapped, resident) = (client.create(SYMMETRIC).await.unwrap(), client.create(EDWARDS).await.unwrap());
-    let (kept, kept_resident) = (client.create(SYMMETRIC).await.unwrap(), client.create(EDWARDS).await.unwrap());
+    let (wrapped, resident) =
+        (client.create(SYMMETRIC).await.unwrap(), client.create(EDWARDS).await.unwrap());
+    let (kept, kept_resident) =
+        (client.create(SYMMETRIC).await.unwrap(), client.create(EDWARDS).await.unwrap());
     let blob = client.encrypt(&wrapped, b"lost with its key").await.unwrap();
     let alias = kms::CreateAliasRequest {
         alias_name: Some("alias/doomed".to_owned()),
@@ -52,7 +54,10 @@ async fn a_key_is_deleted_when_its_time_has_come_and_the_clock_is_confirmed() {
     };
     client.call(alias).await.unwrap();
     for key in [&wrapped, &resident] {
-        client.call(kms::ScheduleKeyDeletionRequest { key_id: Some(key.clone()), ..Default::default() }).await.unwrap();
+        client
+            .call(kms::ScheduleKeyDeletionRequest { key_id: Some(key.clone()), ..Default::default() })
+            .await
+            .unwrap();
     }
     daemon.terminate().await;
     let mut database = instance.database().await;
@@ -115,7 +120,8 @@ async fn a_key_is_deleted_when_its_time_has_come_and_the_clock_is_confirmed() {
     let mut expected = vec![&wrapped, &resident];
     expected.sort();
     assert_eq!(deleted, expected);
-    let confirmed: Vec<&Value> = named(&events, "ConfirmClock").iter().map(|event| &event["errorCode"]).collect();
+    let confirmed: Vec<&Value> =
+        named(&events, "ConfirmClock").iter().map(|event| &event["errorCode"]).collect();
     assert_eq!(confirmed, [&Value::from("AccessDenied"), &Value::Null]);
 
     client.use_key(&kept, SYMMETRIC).await.unwrap();
