@@ -66,12 +66,7 @@ fn check_head(app: &App, head: &SignedHead) -> Result<(), String> {
 
 /// Every row against the log. Others change rows and log meanwhile, so what
 /// does not fit is looked at again with what was logged since.
-async fn rows(
-    app: &App,
-    said: &mut Said,
-    findings: &mut Vec<String>,
-    deadline: Instant,
-) -> Result<usize> {
+async fn rows(app: &App, said: &mut Said, findings: &mut Vec<String>, deadline: Instant) -> Result<usize> {
     let mut seen = HashSet::new();
     let mut odd = Vec::new();
     for kind in SEALED {
@@ -133,7 +128,8 @@ impl Said {
             for event in events {
                 // An event whose effects cannot be read is the chain's finding.
                 let effects: Vec<Effect> = serde_json::from_str(&event.effects).unwrap_or_default();
-                self.rows.extend(effects.into_iter().map(|effect| (effect.row, (effect.version, effect.mac))));
+                self.rows
+                    .extend(effects.into_iter().map(|effect| (effect.row, (effect.version, effect.mac))));
             }
         }
     }

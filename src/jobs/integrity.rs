@@ -47,7 +47,10 @@ async fn check_once(app: &App) -> Result<()> {
     if findings.is_empty() {
         return Ok(());
     }
-    tracing::error!(findings = findings.len(), "the log or its rows were changed: see `strongroom events verify`");
+    tracing::error!(
+        findings = findings.len(),
+        "the log or its rows were changed: see `strongroom events verify`"
+    );
     let named: Vec<&String> = findings.iter().take(FINDINGS_MAX).collect();
     let details = json!({ "findings": findings.len(), "named": named });
     let event = service_event(app, "IntegrityCheckFailed", &app.account, details, None)?;

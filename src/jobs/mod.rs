@@ -2,8 +2,8 @@
 
 mod clock;
 mod deletion;
-mod intent;
 pub mod integrity;
+mod intent;
 pub mod members;
 
 use std::sync::Arc;

@@ -65,7 +65,8 @@ async fn hsm_calls(daemon: &Daemon) -> Vec<String> {
 }
 
 async fn refused(client: &Client, key: &str) {
-    for refusal in [client.encrypt(key, b"x").await.unwrap_err(), client.create(SYMMETRIC).await.unwrap_err()] {
+    for refusal in [client.encrypt(key, b"x").await.unwrap_err(), client.create(SYMMETRIC).await.unwrap_err()]
+    {
         assert_eq!(refusal.exception, "KMSInternalException", "{refusal:?}");
         assert!(refusal.message.contains("free space") && refusal.retries, "{refusal:?}");
     }

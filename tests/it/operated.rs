@@ -9,10 +9,10 @@ use serde_json::Value;
 use strongroom::proto::cloudtrail::VerifyEventsRequest;
 use strongroom::proto::kms::{self, KeySpec};
 use tokio::task::JoinSet;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-use tonic_reflection::pb::v1::ServerReflectionRequest;
 
 use crate::support::{Instance, create, encrypt, eventually, sign};
 
@@ -33,7 +33,10 @@ async fn sigterm_finishes_what_is_in_flight() {
         let client = client.clone();
         calls.spawn(async move { client.ask(create(KeySpec::Rsa2048)).await });
     }
-    eventually("a call is answered", async || calls.try_join_next().is_some_and(|answer| answer.unwrap().is_ok())).await;
+    eventually("a call is answered", async || {
+        calls.try_join_next().is_some_and(|answer| answer.unwrap().is_ok())
+    })
+    .await;
     daemon.signal(Signal::TERM);
     let rest = calls.join_all().await;
     let status = daemon.ended().await;
@@ -114,7 +117,9 @@ async fn sighup_changes_all_or_nothing_for_open_connections() {
     assert!(refused["refused"].as_str().unwrap().contains("nonsense"), "{refused}");
     assert_eq!(restored["oldSha256"], changed["newSha256"]);
     assert_eq!(restored["newSha256"], started);
-    assert!(named(&events, "ReloadConfiguration").iter().all(|event| event["eventType"] == "AwsServiceEvent"));
+    assert!(
+        named(&events, "ReloadConfiguration").iter().all(|event| event["eventType"] == "AwsServiceEvent")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -95,7 +95,8 @@ async fn a_token_that_goes_away_and_comes_back_is_survived() {
     assert!(body.contains(&uri), "{body}");
     more("callers are refused", &seen.refusals).await;
     for service in ["", "strongroom.kms.v1.KeyManagementService", &uri] {
-        eventually("health turns", async || health(&client, service).await == ServingStatus::NotServing).await;
+        eventually("health turns", async || health(&client, service).await == ServingStatus::NotServing)
+            .await;
     }
     let lost = member(&client).await;
     assert_eq!(lost.state(), MemberState::Lost, "{lost:?}");

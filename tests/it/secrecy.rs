@@ -138,7 +138,9 @@ async fn run_everything(client: &Client, secrets: &mut Secrets) {
     };
     let rsa = client.call(rsa).await.unwrap().key_metadata.unwrap().key_id.unwrap();
     let plaintext = secrets.make("a plaintext under RSA");
-    for algorithm in [kms::EncryptionAlgorithmSpec::RsaesOaepSha1, kms::EncryptionAlgorithmSpec::RsaesOaepSha256] {
+    for algorithm in
+        [kms::EncryptionAlgorithmSpec::RsaesOaepSha1, kms::EncryptionAlgorithmSpec::RsaesOaepSha256]
+    {
         let encryption_algorithm = Some(algorithm as i32);
         let request = kms::EncryptRequest { encryption_algorithm, ..encrypt(&rsa, &plaintext) };
         let ciphertext_blob = client.call(request).await.unwrap().ciphertext_blob;
@@ -213,7 +215,8 @@ fn memory(pid: u32) -> Vec<(String, Vec<u8>)> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let mut memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
     let mut mappings = Vec::new();
-    for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw"))) {
+    for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw")))
+    {
         let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let number = |text| u64::from_str_radix(text, 16).unwrap();
         let mut bytes = vec![0; (number(to) - number(from)) as usize];
@@ -248,7 +251,10 @@ async fn no_secret_is_told_or_kept() {
     if rustix::process::geteuid().is_root() {
         let memory = memory(daemon.pid());
         let known = instance.dir().display().to_string();
-        assert!(memory.iter().any(|(_, bytes)| contains(bytes, known.as_bytes())), "nothing is found in memory");
+        assert!(
+            memory.iter().any(|(_, bytes)| contains(bytes, known.as_bytes())),
+            "nothing is found in memory"
+        );
         let found: Vec<String> = memory
             .iter()
             .flat_map(|(mapping, bytes)| secrets.found_in(&format!("memory {mapping}"), bytes))
@@ -274,11 +280,17 @@ async fn no_secret_is_told_or_kept() {
     ];
     // With the journal beside the database while the daemon runs, and without it after.
     places.extend(files(&instance.path("data")));
-    assert!(places.iter().any(|(name, bytes)| name.ends_with("-wal") && !bytes.is_empty()), "no journal to search");
+    assert!(
+        places.iter().any(|(name, bytes)| name.ends_with("-wal") && !bytes.is_empty()),
+        "no journal to search"
+    );
     daemon.terminate().await;
     places.extend(files(&instance.path("data")));
     let printed = instance.printed();
-    assert!(contains(&printed, b"TRACE") && contains(&printed, b"GenerateDataKey"), "the log says too little");
+    assert!(
+        contains(&printed, b"TRACE") && contains(&printed, b"GenerateDataKey"),
+        "the log says too little"
+    );
     places.push(("the log".to_owned(), printed));
     for file in ["strongroom.toml", "env"] {
         places.push((file.to_owned(), fs::read(instance.path(file)).unwrap()));
@@ -348,7 +360,8 @@ async fn the_pin_reads_no_key_and_opens_no_blob() {
     for object in &objects {
         let class = if object.kind.starts_with("Secret") { "secrkey" } else { "privkey" };
         let file = instance.beside("read").display().to_string();
-        let read = token.tool(&["--read-object", "--type", class, "--id", &object.id, "--output-file", &file]);
+        let read =
+            token.tool(&["--read-object", "--type", class, "--id", &object.id, "--output-file", &file]);
         let bytes = fs::read(&file).unwrap_or_default();
         assert!(!read.status.success() || bytes.is_empty(), "{object:?} was read: {bytes:?}");
     }
@@ -359,10 +372,19 @@ async fn the_pin_reads_no_key_and_opens_no_blob() {
     fs::write(&blob, STANDARD.decode(wrapped["blob"].as_str().unwrap()).unwrap()).unwrap();
     let by = wrapped["by"].as_str().unwrap();
     let path = blob.display().to_string();
-    for (key_type, option) in [("AES:", None), ("AES:", Some("--extractable")), ("GENERIC:", Some("--sensitive"))] {
+    for (key_type, option) in
+        [("AES:", None), ("AES:", Some("--extractable")), ("GENERIC:", Some("--sensitive"))]
+    {
         // CKM_AES_KEY_WRAP_PAD by its number: pkcs11-tool has no name for it.
         let mut arguments = vec!["--unwrap", "--mechanism", "0x210A", "--id", by, "--input-file", &path];
-        arguments.extend(["--key-type", key_type, "--application-id", "7e57", "--application-label", "stolen"]);
+        arguments.extend([
+            "--key-type",
+            key_type,
+            "--application-id",
+            "7e57",
+            "--application-label",
+            "stolen",
+        ]);
         arguments.extend(option);
         let unwrapped = token.tool(&arguments);
         let printed = String::from_utf8_lossy(&unwrapped.stderr).into_owned();

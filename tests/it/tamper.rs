@@ -234,9 +234,8 @@ async fn a_changed_event_is_found() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_removed_from_the_middle_is_found() {
     let victim = Victim::new().await;
-    let (_daemon, client) = victim
-        .change(&["DELETE FROM event WHERE json_extract(record, '$.eventName') = 'Encrypt'"])
-        .await;
+    let (_daemon, client) =
+        victim.change(&["DELETE FROM event WHERE json_extract(record, '$.eventName') = 'Encrypt'"]).await;
     client.use_key(&victim.key, SYMMETRIC).await.unwrap();
     victim.is_found(&client, &["1/", "missing"]).await;
 }
@@ -259,15 +258,18 @@ async fn a_rolled_back_log_is_found_by_its_exported_head() {
     let path = head.display().to_string();
     let client = daemon.client().await;
     eventually("the head is signed", async || {
-        let unsigned = client.call(strongroom::proto::cloudtrail::VerifyEventsRequest::default()).await.unwrap();
+        let unsigned =
+            client.call(strongroom::proto::cloudtrail::VerifyEventsRequest::default()).await.unwrap();
         unsigned.unsigned_events() <= 1
     })
     .await;
     assert!(victim.instance.cli(&["events", "verify", "--write-head", &path]).status.success());
     drop(daemon);
     let (_daemon, _client) = victim
-        .change(&["DELETE FROM event WHERE position > (SELECT min(position) + 3 FROM event)",
-                  "DELETE FROM head WHERE position > (SELECT max(position) FROM event)"])
+        .change(&[
+            "DELETE FROM event WHERE position > (SELECT min(position) + 3 FROM event)",
+            "DELETE FROM head WHERE position > (SELECT max(position) FROM event)",
+        ])
         .await;
     let verified = victim.instance.cli(&["events", "verify", "--expected-head", &format!("file://{path}")]);
     assert_eq!(verified.status.code(), Some(1), "{verified:?}");

@@ -143,7 +143,11 @@ impl Client {
     }
 
     /// A call with a deadline (grpc-timeout).
-    pub async fn ask_within<R: Rpc>(&self, request: R, limit: Duration) -> Result<Answer<R::Response>, Refusal> {
+    pub async fn ask_within<R: Rpc>(
+        &self,
+        request: R,
+        limit: Duration,
+    ) -> Result<Answer<R::Response>, Refusal> {
         let mut request = Request::new(request);
         request.set_timeout(limit);
         self.send(request).await
@@ -174,7 +178,8 @@ impl Client {
         let codec = ProstCodec::<_, cloudtrail::StreamEventsResponse>::default();
         let read = async {
             grpc.ready().await.unwrap();
-            let mut stream = grpc.server_streaming(Request::new(request), path, codec).await.unwrap().into_inner();
+            let mut stream =
+                grpc.server_streaming(Request::new(request), path, codec).await.unwrap().into_inner();
             let mut events = Vec::new();
             loop {
                 let next = stream.message().await.unwrap().expect("the stream ended before the newest event");
@@ -266,7 +271,11 @@ pub fn create(spec: kms::KeySpec) -> kms::CreateKeyRequest {
 }
 
 pub fn encrypt(key: &str, plaintext: &[u8]) -> kms::EncryptRequest {
-    kms::EncryptRequest { key_id: Some(key.to_owned()), plaintext: Some(plaintext.to_vec()), ..Default::default() }
+    kms::EncryptRequest {
+        key_id: Some(key.to_owned()),
+        plaintext: Some(plaintext.to_vec()),
+        ..Default::default()
+    }
 }
 
 pub fn decrypt(blob: &[u8]) -> kms::DecryptRequest {

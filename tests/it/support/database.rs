@@ -38,9 +38,10 @@ impl Database {
     pub async fn token_ids(&mut self) -> Vec<String> {
         let system = self.bodies("system").await.remove(0);
         let cluster = &system["cluster"];
-        let mut ids: Vec<String> = [&cluster["wrapping_key"], &cluster["mac_key"]["id"], &cluster["head_key"]["id"]]
-            .map(|id| id.as_str().unwrap().to_owned())
-            .to_vec();
+        let mut ids: Vec<String> =
+            [&cluster["wrapping_key"], &cluster["mac_key"]["id"], &cluster["head_key"]["id"]]
+                .map(|id| id.as_str().unwrap().to_owned())
+                .to_vec();
         const RESIDENT: &str =
             "SELECT id FROM row WHERE kind = 'backing-key' AND json_extract(body, '$.home') = 'resident'";
         ids.extend(self.texts(RESIDENT).await);
