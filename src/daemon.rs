@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::api::grpc::{CallLimits, Routes};
 use crate::api::identity::{Authenticator, Resolver};
@@ -24,15 +25,16 @@ use crate::api::limits::{Gate, TransportLimits};
 use crate::api::listener::{Bind, Listener, Serving};
 use crate::api::operators::{self, OperatorListener};
 use crate::api::tls::{ClientCaSettings, TlsSettings, TlsState};
-use crate::app::{App, Denials, Parts};
+use crate::app::{App, Clock, Unrecorded};
 use crate::audit::head;
 use crate::audit::history::History;
+use crate::brakes::{self, Brakes};
 use crate::caller::{Credential, Principal};
 use crate::config::{Config, Flags, Loaded, LogFormat, restart_needed};
 use crate::health;
 use crate::hsm::{Cluster, MemberSettings, MemberState, TokenUri};
 use crate::identity::{self, Identity};
-use crate::jobs;
+use crate::jobs::{self, ClockGate};
 use crate::registry::{CacheLimits, Registry};
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Commit, Store};
@@ -175,17 +177,22 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
     }
     let history = Arc::new(History::open(&config.data_dir, dynamic.clone()).await?);
     let recorded_ms = last_recorded_ms(&*dynamic).await?;
-    let app = App::new(Parts {
+    let app = Arc::new(App {
         region: config.region.clone(),
         account: account(loaded)?,
+        started_ms: Clock.now_ms(),
         recorded_ms,
         store: dynamic,
         registry,
         cluster,
         identity,
         history,
-        denials: denials(config),
-        requests_per_principal_max: config.limits.requests_per_principal_max,
+        clock: Clock,
+        tasks: TaskTracker::new(),
+        brakes: Brakes::new(brake_limits(config)),
+        unrecorded: Unrecorded::default(),
+        stopping: CancellationToken::new(),
+        clock_gate: ClockGate::default(),
     });
     if let Some(restored) = store.restored() {
         recover_leases(&app, restored.at_ms).await?;
@@ -375,7 +382,7 @@ impl Reload {
 
     fn apply(&self, loaded: Loaded, tls: TlsState) {
         self.gate.set_limits(transport_limits(&loaded.config));
-        self.app.set_limits(denials(&loaded.config), loaded.config.limits.requests_per_principal_max);
+        self.app.brakes.set(brake_limits(&loaded.config));
         self.front.limits.store(Arc::new(call_limits(&loaded.config)));
         self.authenticator.swap(Some(Arc::new(tls)), resolver(&loaded));
         self.retry_pins(&loaded.config);
@@ -512,9 +519,13 @@ fn call_limits(config: &Config) -> CallLimits {
     }
 }
 
-fn denials(config: &Config) -> Denials {
+fn brake_limits(config: &Config) -> brakes::Limits {
     let at_least_one = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
-    Denials::new(at_least_one(config.limits.denials_per_second), at_least_one(config.limits.denials_burst))
+    brakes::Limits {
+        requests_per_principal_max: config.limits.requests_per_principal_max,
+        denials_per_second: at_least_one(config.limits.denials_per_second),
+        denials_burst: at_least_one(config.limits.denials_burst),
+    }
 }
 
 fn tcp(listeners: &[Listener]) -> anyhow::Result<SocketAddr> {

@@ -363,7 +363,7 @@ impl Call {
         if error.exception == Exception::AccessDenied {
             let principal = &self.caller.principal.arn;
             // Past its deadline it is denied all the same.
-            let _ = tokio::time::timeout_at(self.deadline, self.app.denial(principal)).await;
+            let _ = tokio::time::timeout_at(self.deadline, self.app.brakes.denial(principal)).await;
         }
     }
 
@@ -447,7 +447,7 @@ async fn perform<O: Operation>(mut call: Call, request: Result<O::Request>) -> R
 
 async fn admitted<O: Operation>(call: &mut Call, request: Result<O::Request>) -> Result<O::Response> {
     let app = call.app.clone();
-    let admission = app.admit(&call.caller.principal.arn);
+    let admission = app.brakes.admit(&call.caller.principal.arn);
     match (request, admission) {
         (Err(error), _) => settle::<O>(call, Err(error)).await,
         (Ok(request), Err(error)) => {

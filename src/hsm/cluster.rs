@@ -432,7 +432,7 @@ impl Cluster {
     fn why_not(&self, capability: Option<Capability>) -> HsmError {
         let cannot = |capability| self.members.iter().all(|member| member.can(capability) == Some(false));
         match capability {
-            Some(capability) if cannot(capability) => HsmError::Unsupported(format!("{capability:?}")),
+            Some(capability) if cannot(capability) => HsmError::Unsupported(format!("{capability}")),
             _ => {
                 let reasons: Vec<String> = self
                     .health

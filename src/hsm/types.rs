@@ -130,6 +130,69 @@ pub enum Capability {
     Agree(Curve),
 }
 
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Capability::Make(material) => write!(f, "make and wrap {material}"),
+            Capability::AesGcm => f.write_str("AES-256-GCM"),
+            Capability::OaepDecrypt(hash) => write!(f, "RSA-OAEP {hash}"),
+            Capability::Sign(material, scheme) => write!(f, "sign {scheme} with {material}"),
+            Capability::Mac(hash) => write!(f, "HMAC {hash}"),
+            Capability::Agree(curve) => write!(f, "ECDH {curve}"),
+        }
+    }
+}
+
+impl fmt::Display for Material {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Material::Aes256 => f.write_str("AES-256"),
+            Material::Generic(bytes) => write!(f, "a {bytes}-byte secret"),
+            Material::Rsa(bits) => write!(f, "RSA-{bits}"),
+            Material::Ec(curve) => write!(f, "{curve}"),
+            Material::Ed25519 => f.write_str("Ed25519"),
+            Material::MlDsa(MlDsa::MlDsa44) => f.write_str("ML-DSA-44"),
+            Material::MlDsa(MlDsa::MlDsa65) => f.write_str("ML-DSA-65"),
+            Material::MlDsa(MlDsa::MlDsa87) => f.write_str("ML-DSA-87"),
+        }
+    }
+}
+
+impl fmt::Display for Curve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Curve::P256 => "P-256",
+            Curve::P384 => "P-384",
+            Curve::P521 => "P-521",
+            Curve::Secp256k1 => "secp256k1",
+        })
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Hash::Sha1 => "SHA-1",
+            Hash::Sha224 => "SHA-224",
+            Hash::Sha256 => "SHA-256",
+            Hash::Sha384 => "SHA-384",
+            Hash::Sha512 => "SHA-512",
+        })
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scheme::RsaPss(hash) => write!(f, "PSS {hash}"),
+            Scheme::RsaPkcs1(hash) => write!(f, "PKCS#1 v1.5 {hash}"),
+            Scheme::Ecdsa => f.write_str("ECDSA"),
+            Scheme::Ed25519 => f.write_str("EdDSA"),
+            Scheme::MlDsa => f.write_str("ML-DSA"),
+        }
+    }
+}
+
 /// 32 random bytes that name a backing key: its CKA_ID where it is a token
 /// object, and KMS's KeyMaterialId in hex.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -80,7 +80,7 @@ impl Operation for Decrypt {
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         let algorithm = choice(request.encryption_algorithm, DEFAULT);
-        check_decryption(&key, algorithm, &request.encryption_context)?;
+        check_decryption(&key, algorithm, &request.encryption_context, request.ciphertext_blob.as_deref())?;
         // A trial decrypts too, if there is something to decrypt: it tells
         // whether the call would succeed.
         let Some(blob) = &request.ciphertext_blob else {
@@ -143,7 +143,12 @@ impl Operation for ReEncrypt {
         let to = call.allow::<Key>("kms:ReEncryptTo", destination).await?;
         let from_algorithm = choice(request.source_encryption_algorithm, DEFAULT);
         let to_algorithm = choice(request.destination_encryption_algorithm, DEFAULT);
-        check_decryption(&from, from_algorithm, &request.source_encryption_context)?;
+        check_decryption(
+            &from,
+            from_algorithm,
+            &request.source_encryption_context,
+            request.ciphertext_blob.as_deref(),
+        )?;
         check_encryption(&to, Self::NAME, to_algorithm, &request.destination_encryption_context)?;
         let Some(blob) = &request.ciphertext_blob else {
             call.dry_run(request.dry_run)?;

@@ -51,7 +51,7 @@ fn member(status: crate::hsm::MemberStatus) -> hsm::Member {
 
 fn mechanism((capability, result): (crate::hsm::Capability, Result<(), String>)) -> hsm::Mechanism {
     hsm::Mechanism {
-        algorithm: Some(format!("{capability:?}")),
+        algorithm: Some(capability.to_string()),
         works: Some(result.is_ok()),
         reason: result.err(),
     }

@@ -411,10 +411,9 @@ fn check_capability(call: &Call, spec: kms::KeySpec, usage: kms::KeyUsageType) -
     let needs = spec::needs(spec, usage).unwrap_or_default();
     match needs.into_iter().find(|need| !offered.contains(need)) {
         None => Ok(()),
-        Some(lacking) => Err(spec::unsupported(
-            spec,
-            &format!("no HSM of the cluster passed its self-test of {lacking:?}"),
-        )),
+        Some(lacking) => {
+            Err(spec::unsupported(spec, &format!("no HSM of the cluster passed its self-test of {lacking}")))
+        }
     }
 }
 

@@ -156,14 +156,18 @@ fn warn_of_uses(call: &mut Call, key: &Allowed<Key>) -> Result<()> {
     call.service_event("KeyUseLimitApproaching", &key.held.id.account, details, Some(&key.arn))
 }
 
-/// Decrypts; whether the key's usage fits says `wrong_usage`'s exception.
+/// Checks everything about a decryption but the ciphertext itself. A key that
+/// the ciphertext is not of is told before an algorithm that the key has not.
 pub(super) fn check_decryption(
     key: &Allowed<Key>,
     algorithm: kms::EncryptionAlgorithmSpec,
     context: &HashMap<String, String>,
+    blob: Option<&[u8]>,
 ) -> Result<()> {
     check(Stage::Use, key.held.value.state, &key.arn)?;
-    if key.held.value.usage != kms::KeyUsageType::EncryptDecrypt {
+    let symmetric = algorithm == kms::EncryptionAlgorithmSpec::SymmetricDefault;
+    let other = blob.and_then(Ciphertext::parse).is_some_and(|parsed| parsed.header.key_id != key.held.id.id);
+    if key.held.value.usage != kms::KeyUsageType::EncryptDecrypt || (symmetric && other) {
         return Err(incorrect_key());
     }
     check_algorithm(key, algorithm, context)
@@ -189,9 +193,6 @@ pub(super) async fn decrypt(
         return Ok(Decrypted { plaintext, material_id: None });
     }
     let ciphertext = Ciphertext::parse(blob).ok_or_else(invalid)?;
-    if ciphertext.header.key_id != key.held.id.id {
-        return Err(incorrect_key());
-    }
     let backing = backing(call, key, ciphertext.header.backing).await?.ok_or_else(invalid)?;
     let aad = ciphertext.header.aad(context).ok_or_else(invalid)?;
     let sealed = &ciphertext.sealed;
