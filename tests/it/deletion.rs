@@ -136,3 +136,54 @@ async fn a_key_is_deleted_when_its_time_has_come_and_the_clock_is_confirmed() {
     daemon.terminate().await;
     assert!(!is_in_store(&instance, material.as_bytes()));
 }
+
+/// Keys that are deleted at once.
+const DOOMED: usize = 12;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_during_deletions_leaves_no_object_behind() {
+    let Some(faketime) = faketime() else {
+        return eprintln!("skipped: install libfaketime (Debian: apt-get install faketime)");
+    };
+    let mut instance = Instance::new();
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+    let mut doomed = Vec::new();
+    for _ in 0..DOOMED {
+        let key = client.create(EDWARDS).await.unwrap();
+        let request = kms::ScheduleKeyDeletionRequest { key_id: Some(key.clone()), ..Default::default() };
+        client.call(request).await.unwrap();
+        doomed.push(key);
+    }
+    daemon.terminate().await;
+    instance.set("LD_PRELOAD", faketime.display().to_string());
+    instance.set("FAKETIME", "+31d");
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+    eventually("deletions are suspended", async || {
+        daemon.page("/metrics").await.1.contains("strongroom_deletions_suspended 1")
+    })
+    .await;
+    assert!(instance.admin(&["confirm-clock"]).status.success());
+    eventually("a key is gone", async || client.state(&doomed[0]).await.is_err()).await;
+    daemon.kill9();
+
+    // The time is on record now: nobody has to confirm it again.
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+    for key in &doomed {
+        eventually("the key is gone", async || {
+            client.state(key).await.is_err_and(|refusal| refusal.exception == "NotFoundException")
+        })
+        .await;
+    }
+    const SYSTEM_KEYS: usize = 3;
+    eventually("no object is left", async || instance.token().ids().len() == SYSTEM_KEYS).await;
+    let events = client.events().await;
+    for key in &doomed {
+        let told = named(&events, "DeleteKey");
+        let told = told.iter().filter(|event| event["serviceEventDetails"]["keyId"] == **key);
+        assert_eq!(told.count(), 1, "{key}");
+    }
+    assert_eq!(client.findings().await, Vec::<String>::new());
+}

@@ -13,14 +13,4 @@ impl Dice {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % sides
     }
-
-    /// One of these; none where there is none.
-    pub fn pick<'a, T>(&mut self, from: &'a mut [T]) -> Option<&'a mut T> {
-        if from.is_empty() {
-            None
-        } else {
-            let at = self.roll(from.len());
-            from.get_mut(at)
-        }
-    }
 }

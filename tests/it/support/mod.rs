@@ -20,10 +20,10 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
-pub use client::{Answer, Client, Refusal, Rpc, create, decrypt, encrypt, sign};
+pub use client::{Client, Refusal, Rpc, create, decrypt, encrypt, sign};
 pub use database::Database;
 pub use dice::Dice;
-pub use token::{Object, Token};
+pub use token::Token;
 
 /// Longer than anything here takes; what takes longer hangs.
 pub const LONG: Duration = Duration::from_secs(60);
@@ -37,6 +37,12 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
         }
     });
     assert!(waited.await.is_ok(), "this never came true: {what}");
+}
+
+/// How often a test with chance in it runs: `make soak` asks for more than the
+/// test itself.
+pub fn rounds(default: u64) -> u64 {
+    std::env::var("STRONGROOM_SOAK_ROUNDS").map_or(default, |rounds| rounds.parse().unwrap())
 }
 
 /// The folder of an instance: DIR and what its processes print, gone at the end.
