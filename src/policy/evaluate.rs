@@ -139,9 +139,40 @@ impl<'p> Verdict<'p> {
     }
 }
 
+/// What a caller of another account can be allowed to do with a key ("Cross-account
+/// use" of KMS's API reference). A permission for anything else has no effect.
+const ACROSS_ACCOUNTS: [&str; 22] = [
+    "kms:CreateGrant",
+    "kms:Decapsulate",
+    "kms:Decrypt",
+    "kms:DeriveSharedSecret",
+    "kms:DescribeKey",
+    "kms:Encapsulate",
+    "kms:Encrypt",
+    "kms:GenerateDataKey",
+    "kms:GenerateDataKeyPair",
+    "kms:GenerateDataKeyPairWithoutPlaintext",
+    "kms:GenerateDataKeyWithoutPlaintext",
+    "kms:GenerateMac",
+    "kms:GetKeyRotationStatus",
+    "kms:GetPublicKey",
+    "kms:ListGrants",
+    "kms:ReEncryptFrom",
+    "kms:ReEncryptTo",
+    "kms:RetireGrant",
+    "kms:RevokeGrant",
+    "kms:Sign",
+    "kms:Verify",
+    "kms:VerifyMac",
+];
+
 /// A resource with a policy, where nothing denies.
 fn on_key<'p>(request: &Request<'_>, key: &Verdict<'p>, identity: &Verdict<'p>) -> Decision<'p> {
     let caller = &request.principal;
+    let other_account = caller.kind != CallerKind::Service && caller.account != request.resource_account;
+    if other_account && !ACROSS_ACCOUNTS.contains(&request.action) {
+        return Decision::Denied(Reason::NoAllow(Side::Key));
+    }
     // Services have no identity policies, and a root needs none.
     let alone = matches!(caller.kind, CallerKind::Service | CallerKind::Root)
         || caller.account == request.resource_account;

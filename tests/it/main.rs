@@ -21,6 +21,7 @@ mod kill;
 mod operated;
 mod outage;
 mod policy;
+mod rights;
 mod secrecy;
 mod store;
 mod store_sqlite;

@@ -92,7 +92,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn read(status: &Status) -> Refusal {
+    /// Reads what a call failed with.
+    pub fn read(status: &Status) -> Refusal {
         let details = status.get_error_details();
         let request_id = status.metadata().get("x-request-id").and_then(|id| id.to_str().ok());
         Refusal {
@@ -116,12 +117,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects with the administrator's certificate.
-    pub async fn connect(address: SocketAddr, pki: &Path) -> Client {
+    /// Connects with the certificate `name`.pem.
+    pub async fn connect(address: SocketAddr, pki: &Path, name: &str) -> Client {
         let read = |name: &str| fs::read(pki.join(name)).unwrap();
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(read("ca.pem")))
-            .identity(Identity::from_pem(read("administrator.pem"), read("administrator.key")));
+            .identity(Identity::from_pem(read(&format!("{name}.pem")), read(&format!("{name}.key"))));
         let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap();
         let channel = timeout(LONG, endpoint.connect()).await.expect("connecting hangs").unwrap();
         Client { channel }

@@ -203,7 +203,12 @@ impl Daemon {
 
     /// A client of its own connection, as the administrator of DIR/env.
     pub async fn client(&self) -> Client {
-        Client::connect(self.grpc, &self.dir.join("pki")).await
+        self.client_as("administrator").await
+    }
+
+    /// The same as somebody else, with DIR/pki/`name`.pem.
+    pub async fn client_as(&self, name: &str) -> Client {
+        Client::connect(self.grpc, &self.dir.join("pki"), name).await
     }
 
     /// Its process id.
