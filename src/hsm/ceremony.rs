@@ -67,7 +67,8 @@ fn refuse_used_token(session: &Session) -> Result<(), HsmError> {
         for class in [CKO_SECRET_KEY, CKO_PRIVATE_KEY] {
             if !session.find(&keys::search_label(class, label)).map_err(unavailable)?.is_empty() {
                 return Err(HsmError::Unsupported(format!(
-                    "the token has a {label} already: it belongs to a cluster"
+                    "the token has a {label} already: it belongs to a cluster; where that was a ceremony that did \
+                     not end, initialise the token again"
                 )));
             }
         }
