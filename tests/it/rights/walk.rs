@@ -1,0 +1,125 @@
+//! Every operation of the API, from its own list, with a request.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use http::uri::PathAndQuery;
+use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor};
+use strongroom::operation::Operation;
+use strongroom::ops::{self, Visitor};
+use tokio::time::timeout;
+use tonic_prost::ProstCodec;
+
+use crate::support::{Client, LONG, Refusal};
+
+/// A well-formed request of every operation, enums by their numbers.
+const REQUESTS: [(&str, &str); 32] = [
+    ("CreateKey", "{}"),
+    ("DescribeKey", r#"{"keyId": "KEY"}"#),
+    ("ListKeys", "{}"),
+    ("UpdateKeyDescription", r#"{"keyId": "KEY", "description": "changed"}"#),
+    ("EnableKey", r#"{"keyId": "KEY"}"#),
+    ("DisableKey", r#"{"keyId": "KEY"}"#),
+    ("ScheduleKeyDeletion", r#"{"keyId": "KEY"}"#),
+    ("CancelKeyDeletion", r#"{"keyId": "KEY"}"#),
+    ("GetPublicKey", r#"{"keyId": "KEY"}"#),
+    ("CreateAlias", r#"{"aliasName": "alias/new", "targetKeyId": "KEY"}"#),
+    ("UpdateAlias", r#"{"aliasName": "alias/old", "targetKeyId": "KEY"}"#),
+    ("DeleteAlias", r#"{"aliasName": "alias/old"}"#),
+    ("ListAliases", "{}"),
+    ("Encrypt", r#"{"keyId": "KEY", "plaintext": "eA=="}"#),
+    ("Decrypt", r#"{"ciphertextBlob": "BLOB"}"#),
+    ("ReEncrypt", r#"{"ciphertextBlob": "BLOB", "destinationKeyId": "KEY"}"#),
+    ("GenerateDataKey", r#"{"keyId": "KEY", "numberOfBytes": 32}"#),
+    ("GenerateDataKeyWithoutPlaintext", r#"{"keyId": "KEY", "numberOfBytes": 32}"#),
+    ("GenerateDataKeyPair", r#"{"keyId": "KEY", "keyPairSpec": 4}"#),
+    ("GenerateDataKeyPairWithoutPlaintext", r#"{"keyId": "KEY", "keyPairSpec": 4}"#),
+    ("GenerateRandom", r#"{"numberOfBytes": 32}"#),
+    ("Sign", r#"{"keyId": "KEY", "message": "eA==", "signingAlgorithm": 1}"#),
+    ("Verify", r#"{"keyId": "KEY", "message": "eA==", "signature": "eA==", "signingAlgorithm": 1}"#),
+    ("GenerateMac", r#"{"keyId": "KEY", "message": "eA==", "macAlgorithm": 1}"#),
+    ("VerifyMac", r#"{"keyId": "KEY", "message": "eA==", "mac": "eA==", "macAlgorithm": 1}"#),
+    ("DeriveSharedSecret", r#"{"keyId": "KEY", "keyAgreementAlgorithm": 1, "publicKey": "eA=="}"#),
+    ("LookupEvents", "{}"),
+    ("VerifyEvents", "{}"),
+    ("StreamEvents", "{}"),
+    ("ListMembers", "{}"),
+    ("RecoverKeyPolicy", r#"{"keyId": "KEY"}"#),
+    ("ConfirmClock", "{}"),
+];
+
+/// An operation's method and its request.
+pub struct Call {
+    method: MethodDescriptor,
+    request: DynamicMessage,
+}
+
+impl Call {
+    pub fn name(&self) -> &str {
+        self.method.name()
+    }
+
+    pub fn is_for_the_host(&self) -> bool {
+        self.method.parent_service().name() == "AdminService"
+    }
+
+    /// What it is refused with; only refusals are looked for.
+    pub async fn refusal(&self, client: &Client) -> Option<Refusal> {
+        let mut grpc = tonic::client::Grpc::new(client.channel());
+        let path = format!("/{}/{}", self.method.parent_service().full_name(), self.name());
+        let call = async {
+            grpc.ready().await.unwrap();
+            let codec = ProstCodec::<DynamicMessage, ()>::default();
+            let path = PathAndQuery::from_maybe_shared(path).unwrap();
+            let answer = grpc.server_streaming(tonic::Request::new(self.request.clone()), path, codec).await;
+            match answer {
+                // The first message, or the status that is there instead.
+                Ok(answer) => answer.into_inner().message().await.err(),
+                Err(status) => Some(status),
+            }
+        };
+        let status = timeout(LONG, call).await.unwrap_or_else(|_| panic!("{} hangs", self.name()));
+        status.as_ref().map(Refusal::read)
+    }
+}
+
+/// The names of the API's own list.
+#[derive(Default)]
+struct Names(BTreeSet<&'static str>);
+
+impl Visitor for Names {
+    fn visit<O>(&mut self)
+    where
+        O: Operation,
+        O::Request: prost::Message,
+        O::Response: prost::Message + Default,
+    {
+        assert!(self.0.insert(O::NAME), "{} is there twice", O::NAME);
+    }
+}
+
+/// Every operation, with a request for this key and ciphertext.
+pub fn calls(key: &str, blob: &[u8]) -> Vec<Call> {
+    use base64::Engine as _;
+    let blob = base64::engine::general_purpose::STANDARD.encode(blob);
+    let pool = DescriptorPool::decode(strongroom::proto::DESCRIPTORS).unwrap();
+    let ours = pool.services().filter(|service| service.full_name().starts_with("strongroom."));
+    let methods: BTreeMap<String, MethodDescriptor> = ours
+        .flat_map(|service| service.methods().collect::<Vec<_>>())
+        .map(|m| (m.name().to_owned(), m))
+        .collect();
+
+    let mut names = Names::default();
+    ops::each(&mut names);
+    names.0.insert("StreamEvents");
+    assert_eq!(names.0, methods.keys().map(String::as_str).collect(), "operations and proto/");
+    assert_eq!(names.0, REQUESTS.iter().map(|(name, _)| *name).collect(), "operations and REQUESTS");
+
+    let call = |(name, json): &(&str, &str)| {
+        let method = methods[*name].clone();
+        let json = json.replace("KEY", key).replace("BLOB", &blob);
+        let mut reader = serde_json::Deserializer::from_str(&json);
+        let request = DynamicMessage::deserialize(method.input(), &mut reader).expect(name);
+        Call { method, request }
+    };
+    REQUESTS.iter().map(call).collect()
+}
