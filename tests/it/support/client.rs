@@ -169,7 +169,11 @@ impl Client {
 
     /// Every event of the log up to now, from its beginning, in its order.
     pub async fn events(&self) -> Vec<Value> {
-        let last = self.ask(hsm::ListMembersRequest::default()).await.unwrap();
+        // Answered or denied, it is on the record, after everything before it.
+        let last = match self.ask(hsm::ListMembersRequest::default()).await {
+            Ok(answer) => answer.request_id,
+            Err(refusal) => refusal.request_id,
+        };
         let mut grpc = tonic::client::Grpc::new(self.channel.clone());
         let path = PathAndQuery::from_static("/strongroom.cloudtrail.v1.CloudTrailService/StreamEvents");
         let request = cloudtrail::StreamEventsRequest {
@@ -186,7 +190,7 @@ impl Client {
                 let next = stream.message().await.unwrap().expect("the stream ended before the newest event");
                 let record = next.event.unwrap().cloud_trail_event.unwrap();
                 let event: Value = serde_json::from_str(&record).unwrap();
-                if event["requestID"] == last.request_id {
+                if event["requestID"] == last {
                     return events;
                 }
                 events.push(event);
