@@ -158,7 +158,11 @@ pub struct Call {
     record: Record,
     drafts: Vec<Draft>,
     events: Vec<NewEvent>,
+    afterwards: Vec<Afterwards>,
 }
+
+/// An effect outside the store, which waits until its event is durable.
+type Afterwards = Box<dyn FnOnce(&App) + Send + Sync>;
 
 impl Call {
     fn new(app: Arc<App>, caller: Caller, context: Context<'_>, deadline: Instant) -> Call {
@@ -175,6 +179,7 @@ impl Call {
             record,
             drafts: Vec::new(),
             events: Vec::new(),
+            afterwards: Vec::new(),
         }
     }
 
@@ -303,6 +308,11 @@ impl Call {
         self.drafts.push(draft);
     }
 
+    /// Has something happen in the daemon once the event is durable.
+    pub fn afterwards(&mut self, effect: impl FnOnce(&App) + Send + Sync + 'static) {
+        self.afterwards.push(Box::new(effect));
+    }
+
     /// Notes something in the event's additionalEventData.
     pub fn note(&mut self, name: &str, value: impl Into<Value>) {
         self.record.additional_event_data.insert(name.to_owned(), value.into());
@@ -338,6 +348,7 @@ impl Call {
     fn reset(&mut self) {
         self.drafts.clear();
         self.events.clear();
+        self.afterwards.clear();
         self.record.resources.clear();
         self.record.additional_event_data.clear();
     }
@@ -359,6 +370,7 @@ impl Call {
     async fn failed(&mut self, error: &Error) {
         self.drafts.clear();
         self.events.clear();
+        self.afterwards.clear();
         self.record.failed(error);
         if error.exception == Exception::AccessDenied {
             let principal = &self.caller.principal.arn;
@@ -375,7 +387,9 @@ impl Call {
         let result = self.app.store.commit(Commit { changes, events }).await;
         metrics::histogram!("strongroom_commit_seconds").record(began.elapsed());
         self.app.registry.forget(&self.drafts);
-        result.map(|_| ()).map_err(registry::from_store)
+        result.map_err(registry::from_store)?;
+        self.afterwards.drain(..).for_each(|effect| effect(&self.app));
+        Ok(())
     }
 }
 

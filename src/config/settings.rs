@@ -21,7 +21,9 @@ pub struct Config {
     /// Where the store is. Default `/var/lib/strongroom`.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,
-    /// The account that sees every account's trails. Default: none.
+    /// The account that runs the installation: it has the daemon's own events,
+    /// and alone may call VerifyEvents and ListMembers. Default: the first of
+    /// `accounts`.
     #[serde(default)]
     pub management_account: Option<AccountId>,
     /// The gRPC listeners.

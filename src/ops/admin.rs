@@ -71,7 +71,7 @@ impl Operation for ConfirmClock {
             .due(Kind::Key, call.now_ms, COUNTED_MAX)
             .await
             .map_err(crate::registry::from_store)?;
-        call.app.clock_gate.confirm();
+        call.afterwards(|app| app.clock_gate.confirm());
         Ok(admin::ConfirmClockResponse { waiting: i32::try_from(due.len()).ok() })
     }
 }
