@@ -9,8 +9,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::history::History;
 use crate::brakes::Brakes;
-use crate::hsm::{Cluster, ClusterIdentity};
+use crate::hsm::ClusterIdentity;
 use crate::jobs::ClockGate;
+use crate::key_stores::KeyStores;
 use crate::registry::Registry;
 use crate::store::Store;
 
@@ -29,7 +30,7 @@ pub struct App {
     /// Rows as values.
     pub registry: Registry,
     /// The HSMs.
-    pub cluster: Arc<Cluster>,
+    pub key_stores: KeyStores,
     /// The keys of the daemon's own in the HSMs.
     pub identity: ClusterIdentity,
     /// The index of events.

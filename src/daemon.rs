@@ -35,6 +35,7 @@ use crate::health;
 use crate::hsm::{Cluster, MemberSettings, MemberState, TokenUri};
 use crate::identity::{self, Identity};
 use crate::jobs::{self, ClockGate};
+use crate::key_stores::KeyStores;
 use crate::registry::{CacheLimits, Registry};
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Commit, Store};
@@ -146,7 +147,7 @@ struct Assembled {
 
 impl Assembled {
     async fn end(self) -> anyhow::Result<()> {
-        self.app.cluster.shutdown().await;
+        self.app.key_stores.shutdown().await;
         self.store.close().await.context("the store could not be closed")?;
         tracing::info!("stopped");
         Ok(())
@@ -175,6 +176,7 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
     } else {
         tracing::warn!("no member of the cluster is attached yet: the daemon serves when one is");
     }
+    let key_stores = KeyStores::new(cluster.clone(), [(config.region.clone(), cluster)].into());
     let history = Arc::new(History::open(&config.data_dir, dynamic.clone()).await?);
     let recorded_ms = last_recorded_ms(&*dynamic).await?;
     let app = Arc::new(App {
@@ -184,7 +186,7 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
         recorded_ms,
         store: dynamic,
         registry,
-        cluster,
+        key_stores,
         identity,
         history,
         clock: Clock,
@@ -278,7 +280,10 @@ impl Background {
         let (head_app, head_stop) = (app.clone(), stop.clone());
         tasks.spawn(async move { head::run(&head_app, head_stop).await });
         let (members_app, members_stop) = (app.clone(), stop.clone());
-        tasks.spawn(async move { jobs::members::watch(&members_app, members_stop).await });
+        tasks.spawn(async move {
+            let cluster = members_app.key_stores.installation().clone();
+            jobs::members::watch(&members_app, &cluster, members_stop).await;
+        });
         let (check_app, check_stop) = (app.clone(), stop.clone());
         tasks.spawn(async move { jobs::integrity::check(&check_app, check_stop).await });
         Background { stop, tasks }
@@ -363,7 +368,7 @@ impl Reload {
     /// A reload is the operator's word that a refused member may be tried once
     /// more, with its PIN as it is now.
     fn retry_pins(&self, config: &Config) {
-        let members = self.app.cluster.watch().borrow().clone();
+        let members = self.app.key_stores.installation().watch().borrow().clone();
         for refused in members.iter().filter(|member| member.state == MemberState::Refused) {
             let Some(settings) =
                 self.members.iter().find(|settings| same_token(&settings.token, &refused.uri))
@@ -371,7 +376,10 @@ impl Reload {
                 continue;
             };
             let retried = match config.pin(&settings.pin) {
-                Ok(pin) => self.app.cluster.retry_pin(&refused.uri, Some(pin)).map_err(anyhow::Error::from),
+                Ok(pin) => {
+                    let cluster = self.app.key_stores.installation();
+                    cluster.retry_pin(&refused.uri, Some(pin)).map_err(anyhow::Error::from)
+                }
                 Err(problem) => Err(anyhow::anyhow!("{problem}")),
             };
             if let Err(error) = retried {

@@ -30,7 +30,7 @@ impl Readiness for Ready {
                 "free space is below store.min_free_bytes".to_owned()
             },
         }];
-        let members = self.0.cluster.watch().borrow().clone();
+        let members = self.0.key_stores.installation().watch().borrow().clone();
         let serving = members.iter().filter(|member| member.state == MemberState::Serving).count();
         let down: Vec<String> = members
             .iter()
@@ -64,8 +64,8 @@ pub async fn report(app: Arc<App>, reporter: HealthReporter, stop: CancellationT
             reporter.set_service_status(service.grpc(), status(ready)).await;
         }
         reporter.set_service_status("", status(ready)).await;
-        let members = app.cluster.watch().borrow().clone();
-        for member in members {
+        let clusters = app.key_stores.clusters();
+        for member in clusters.iter().flat_map(|cluster| cluster.watch().borrow().clone()) {
             reporter.set_service_status(member.uri, status(member.state == MemberState::Serving)).await;
         }
         tokio::select! {

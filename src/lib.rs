@@ -37,6 +37,7 @@ pub mod brakes;
 pub mod caller;
 pub mod conditions;
 pub mod error;
+pub mod key_stores;
 pub mod operation;
 pub mod ops;
 pub mod proto;

@@ -202,6 +202,9 @@ impl Call {
                 self.record.resources.push(entry);
             }
         }
+        if let Some(store) = resource.custom_key_store_id() {
+            self.note("customKeyStoreId", store);
+        }
         Ok(resource)
     }
 

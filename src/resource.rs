@@ -37,6 +37,11 @@ pub trait Resource: Sized + Send + Sync {
         None
     }
 
+    /// The custom key store that it is in, for the event.
+    fn custom_key_store_id(&self) -> Option<&str> {
+        None
+    }
+
     /// Whether it is for the host's operator alone, whatever policies say.
     fn host_only(&self) -> bool {
         false
@@ -138,6 +143,10 @@ impl Resource for Key {
 
     fn recorded(&self) -> Option<(&str, &str)> {
         Some((&self.held.id.account, &self.arn))
+    }
+
+    fn custom_key_store_id(&self) -> Option<&str> {
+        self.held.value.custom_key_store_id.as_deref()
     }
 }
 

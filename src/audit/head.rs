@@ -53,7 +53,8 @@ async fn sign(app: &App, last: &mut Last) -> Result<()> {
     let digest = public::digest(Hash::Sha256, head.message().as_bytes());
     let deadline = Instant::now() + SIGNATURE_TIMEOUT;
     head.signature = app
-        .cluster
+        .key_stores
+        .installation()
         .sign(&app.identity.head_key(), Scheme::Ecdsa, &digest, deadline)
         .await
         .map_err(from_hsm)?;

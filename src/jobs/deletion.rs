@@ -89,7 +89,7 @@ async fn delete(app: &App, row: crate::store::Row) -> Result<()> {
             objects.push((object, None));
             continue;
         }
-        let intent = Intent::destroy(&key.id, id, backing.value.spec, backing.value.usage);
+        let intent = Intent::destroy(&key, id);
         drafts.push(Draft::insert(intent.id.clone(), &intent.value)?);
         objects.push((object, Some(intent)));
     }
@@ -100,8 +100,13 @@ async fn delete(app: &App, row: crate::store::Row) -> Result<()> {
     app.registry.forget(&drafts);
     committed.map_err(from_store)?;
     tracing::info!(key = %arn, "deleted");
+    let store = key.value.custom_key_store_id.as_deref();
+    let Some(cluster) = app.key_stores.find(&key.id.region, store) else {
+        tracing::info!(key = %arn, "its objects are destroyed when its key store is connected again");
+        return Ok(());
+    };
     for (object, intent) in objects {
-        app.cluster.destroy(&object, deadline).await.map_err(from_hsm)?;
+        cluster.destroy(&object, deadline).await.map_err(from_hsm)?;
         let Some(intent) = intent else { continue };
         let drafts = [Draft::delete(&intent)];
         let changes = app.registry.seal(&drafts, deadline).await?;

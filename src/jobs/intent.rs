@@ -9,7 +9,7 @@ use super::STEP_TIMEOUT;
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::hsm::{BackingId, Home, KeyRef};
-use crate::key::spec;
+use crate::key::{Key, spec};
 use crate::proto::kms::{KeySpec, KeyUsageType};
 use crate::registry::{Draft, Held, Stored, from_hsm, from_store};
 use crate::store::{Commit, Kind, RowId};
@@ -26,6 +26,9 @@ pub struct Intent {
     effect: Effect,
     /// The KMS key.
     key: RowId,
+    /// The custom key store that the object is in; none for the default one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    custom_key_store_id: Option<String>,
     /// Its spec.
     #[serde(with = "wire::text")]
     spec: KeySpec,
@@ -51,26 +54,25 @@ impl Stored for Intent {
 
 impl Intent {
     /// Before a key's object is made.
-    pub fn create(
-        key: &RowId,
-        backing: BackingId,
-        spec: KeySpec,
-        usage: KeyUsageType,
-        now_ms: i64,
-    ) -> Held<Intent> {
-        Self::held(
-            backing,
-            Intent { effect: Effect::Create, key: key.clone(), spec, usage, created_ms: now_ms },
-        )
+    pub fn create(key: &RowId, value: &Key, backing: BackingId) -> Held<Intent> {
+        Self::held(Effect::Create, key, value, backing, value.created_ms)
     }
 
     /// Together with the commit after which a key's object is destroyed.
-    pub fn destroy(key: &RowId, backing: BackingId, spec: KeySpec, usage: KeyUsageType) -> Held<Intent> {
-        Self::held(backing, Intent { effect: Effect::Destroy, key: key.clone(), spec, usage, created_ms: 0 })
+    pub fn destroy(key: &Held<Key>, backing: BackingId) -> Held<Intent> {
+        Self::held(Effect::Destroy, &key.id, &key.value, backing, 0)
     }
 
-    fn held(backing: BackingId, intent: Intent) -> Held<Intent> {
-        let id = RowId { kind: Kind::Intent, id: backing.to_string(), ..intent.key.clone() };
+    fn held(effect: Effect, key: &RowId, value: &Key, backing: BackingId, created_ms: i64) -> Held<Intent> {
+        let intent = Intent {
+            effect,
+            key: key.clone(),
+            custom_key_store_id: value.custom_key_store_id.clone(),
+            spec: value.spec,
+            usage: value.usage,
+            created_ms,
+        };
+        let id = RowId { kind: Kind::Intent, id: backing.to_string(), ..key.clone() };
         Held { id, version: 1, value: intent }
     }
 }
@@ -94,12 +96,16 @@ async fn settle_one(app: &App, held: &Held<Intent>, deadline: Instant) -> Result
     let kept = held.value.effect == Effect::Create
         && app.registry.backing(&held.value.key, id, deadline).await?.is_some();
     if !kept {
+        let store = held.value.custom_key_store_id.as_deref();
+        let Some(cluster) = app.key_stores.find(&held.value.key.region, store) else {
+            return Ok(()); // Its turn comes when the key store is connected again.
+        };
         tracing::info!(object = %held.id.id, effect = ?held.value.effect, "removing a token object that no key has");
         let unknown = || Error::internal(format!("row {} is of a kind that no HSM makes", held.id));
         let material = spec::material(held.value.spec).ok_or_else(unknown)?;
         let usage = spec::hsm_use(held.value.usage).ok_or_else(unknown)?;
         let object = KeyRef { id, material, usage, home: Home::Resident };
-        app.cluster.destroy(&object, deadline).await.map_err(from_hsm)?;
+        cluster.destroy(&object, deadline).await.map_err(from_hsm)?;
     }
     let drafts = [Draft::delete(held)];
     let changes = app.registry.seal(&drafts, deadline).await?;

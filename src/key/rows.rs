@@ -38,6 +38,9 @@ pub struct Key {
     pub tags: BTreeMap<String, String>,
     /// The material that new work uses.
     pub current: BackingId,
+    /// CustomKeyStoreId; none for the default key store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom_key_store_id: Option<String>,
 }
 
 /// A deletion that was scheduled.

@@ -22,7 +22,7 @@ impl Operation for DeriveSharedSecret {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        usable(&key, kms::KeyUsageType::KeyAgreement, Self::NAME)?;
+        usable(call, &key, kms::KeyUsageType::KeyAgreement, Self::NAME)?;
         let Some(Material::Ec(curve)) = spec::material(key.held.value.spec) else {
             return Err(Error::internal("a key agreement key that is on no curve"));
         };
@@ -36,12 +36,12 @@ impl Operation for DeriveSharedSecret {
         call.dry_run(request.dry_run)?;
         let backing = current(call, &key).await?;
         let secret =
-            call.app.cluster.agree(&backing.key, &point, call.deadline).await.map_err(
-                |error| match error {
+            call.cluster_of(&key)?.agree(&backing.key, &point, call.deadline).await.map_err(|error| {
+                match error {
                     HsmError::Input => invalid(),
                     other => from_hsm(other),
-                },
-            )?;
+                }
+            })?;
         Ok(kms::DeriveSharedSecretResponse {
             key_id: Some(key.arn.clone()),
             shared_secret: Some(secret.to_vec()),

@@ -31,7 +31,7 @@ impl Operation for CreateAlias {
         alias: Allowed<AliasName>,
     ) -> Result<Self::Response> {
         let key = target(call, Self::ACTION, &request.target_key_id).await?;
-        check(Stage::Change, key.held.value.state, &key.arn)?;
+        call.check(Stage::Change, &key)?;
         if call.app.registry.alias(&alias.0, call.deadline).await?.is_some() {
             return Err(Error::new(
                 Exception::AlreadyExists,
@@ -69,7 +69,7 @@ impl Operation for UpdateAlias {
         let held = existing(call, &alias).await?;
         let from = call.allow::<Key>(Self::ACTION, KeyRefName::NotAlias(held.value.target.clone())).await?;
         let to = target(call, Self::ACTION, &request.target_key_id).await?;
-        check(Stage::Change, to.held.value.state, &to.arn)?;
+        call.check(Stage::Change, &to)?;
         if family(&from) != family(&to) {
             return Err(Error::validation(format!(
                 "Alias {} must stay with keys of the same type and usage; {} is of another.",

@@ -33,7 +33,7 @@ impl Operation for Encrypt {
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         let algorithm = choice(request.encryption_algorithm, DEFAULT);
-        check_encryption(&key, Self::NAME, algorithm, &request.encryption_context)?;
+        check_encryption(call, &key, Self::NAME, algorithm, &request.encryption_context)?;
         call.dry_run(request.dry_run)?;
         let plaintext = given(&request.plaintext)?;
         let encrypted = encrypt(call, &key, algorithm, &request.encryption_context, plaintext).await?;
@@ -80,7 +80,13 @@ impl Operation for Decrypt {
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         let algorithm = choice(request.encryption_algorithm, DEFAULT);
-        check_decryption(&key, algorithm, &request.encryption_context, request.ciphertext_blob.as_deref())?;
+        check_decryption(
+            call,
+            &key,
+            algorithm,
+            &request.encryption_context,
+            request.ciphertext_blob.as_deref(),
+        )?;
         // A trial decrypts too, if there is something to decrypt: it tells
         // whether the call would succeed.
         let Some(blob) = &request.ciphertext_blob else {
@@ -144,12 +150,13 @@ impl Operation for ReEncrypt {
         let from_algorithm = choice(request.source_encryption_algorithm, DEFAULT);
         let to_algorithm = choice(request.destination_encryption_algorithm, DEFAULT);
         check_decryption(
+            call,
             &from,
             from_algorithm,
             &request.source_encryption_context,
             request.ciphertext_blob.as_deref(),
         )?;
-        check_encryption(&to, Self::NAME, to_algorithm, &request.destination_encryption_context)?;
+        check_encryption(call, &to, Self::NAME, to_algorithm, &request.destination_encryption_context)?;
         let Some(blob) = &request.ciphertext_blob else {
             call.dry_run(request.dry_run)?;
             return Err(Error::internal("a ciphertext was required and is not there"));

@@ -172,9 +172,9 @@ async fn data_key(
     context: &HashMap<String, String>,
     dry_run: Option<bool>,
 ) -> Result<(Zeroizing<Vec<u8>>, Encrypted)> {
-    check_encryption(key, operation, SYMMETRIC, context)?;
+    check_encryption(call, key, operation, SYMMETRIC, context)?;
     call.dry_run(dry_run)?;
-    let plaintext = call.app.cluster.random(bytes, call.deadline).await.map_err(from_hsm)?;
+    let plaintext = call.cluster_of(key)?.random(bytes, call.deadline).await.map_err(from_hsm)?;
     let encrypted = encrypted(call, key, context, &plaintext).await?;
     Ok((plaintext, encrypted))
 }
@@ -193,13 +193,13 @@ async fn key_pair(
     context: &HashMap<String, String>,
     dry_run: Option<bool>,
 ) -> Result<Pair> {
-    check_encryption(key, operation, SYMMETRIC, context)?;
+    check_encryption(call, key, operation, SYMMETRIC, context)?;
     // Every data key pair spec is a key spec by the same name.
     let material = kms::KeySpec::from_text(pair.text()).and_then(spec::material).ok_or_else(|| {
         Error::new(Exception::UnsupportedOperation, format!("KeyPairSpec {} is not supported.", pair.text()))
     })?;
     call.dry_run(dry_run)?;
-    let made = call.app.cluster.data_key_pair(material, call.deadline).await.map_err(from_hsm)?;
+    let made = call.cluster_of(key)?.data_key_pair(material, call.deadline).await.map_err(from_hsm)?;
     let encrypted = encrypted(call, key, context, &made.private_key).await?;
     Ok(Pair { private_key: made.private_key, public_key: made.public_key, encrypted })
 }

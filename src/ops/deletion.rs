@@ -27,7 +27,7 @@ impl Operation for ScheduleKeyDeletion {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        check(Stage::Change, key.held.value.state, &key.arn)?;
+        call.check(Stage::Change, &key)?;
         let window_days = request.pending_window_in_days.unwrap_or(WINDOW_DAYS);
         let due_ms = call.now_ms + i64::from(window_days) * DAY_MS;
         let mut value = key.held.value.clone();
@@ -60,7 +60,7 @@ impl Operation for CancelKeyDeletion {
     }
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        check(Stage::PendingDeletion, key.held.value.state, &key.arn)?;
+        call.check(Stage::PendingDeletion, &key)?;
         let mut value = key.held.value.clone();
         value.state = kms::KeyState::Disabled;
         value.deletion = None;

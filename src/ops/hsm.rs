@@ -22,7 +22,9 @@ impl Operation for ListMembers {
 
     async fn run(call: &mut Call, _: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
         management_only(call)?;
-        Ok(hsm::ListMembersResponse { members: call.app.cluster.members().into_iter().map(member).collect() })
+        let clusters = call.app.key_stores.clusters();
+        let members = clusters.iter().flat_map(|cluster| cluster.members()).map(member).collect();
+        Ok(hsm::ListMembersResponse { members })
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::material::public_key;
 use super::prelude::*;
-use crate::hsm::{BackingId, HsmError, Residence};
+use crate::hsm::{BackingId, Cluster, HsmError, Residence};
 use crate::jobs::Intent;
 use crate::key::{BackingKey, Key as KeyRow};
 use crate::policy;
@@ -61,7 +61,8 @@ impl Operation for CreateKey {
             .ok_or_else(|| spec::unsupported(spec, "no module that Strongroom knows makes such keys"))?;
         let purpose =
             spec::hsm_use(usage).ok_or_else(|| spec::unsupported(spec, "its usage is not offered"))?;
-        check_capability(call, spec, usage)?;
+        let cluster = call.default_cluster()?.clone();
+        check_capability(&cluster, spec, usage)?;
 
         let row = RowId {
             kind: Kind::Key,
@@ -70,10 +71,6 @@ impl Operation for CreateKey {
             id: uuid::Uuid::new_v4().to_string(),
         };
         let id = BackingId::random().map_err(from_hsm)?;
-        if call.app.cluster.residence(material) == Some(Residence::Resident) {
-            intend(call, &row, id, spec, usage).await?;
-        }
-        let made = call.app.cluster.generate(id, material, purpose, call.deadline).await.map_err(from_hsm)?;
         let key = KeyRow {
             spec,
             usage,
@@ -85,13 +82,18 @@ impl Operation for CreateKey {
             deletion: None,
             policy,
             tags,
-            current: made.key.id,
+            current: id,
+            custom_key_store_id: None,
         };
+        if cluster.residence(material) == Some(Residence::Resident) {
+            intend(call, &row, &key).await?;
+        }
+        let made = cluster.generate(id, material, purpose, call.deadline).await.map_err(from_hsm)?;
         call.change(Draft::insert(row.clone(), &key)?);
         let backing = RowId { kind: Kind::BackingKey, id: made.key.id.to_string(), ..row.clone() };
         call.change(Draft::insert(backing, &BackingKey::new(&row.id, &key, &made))?);
         call.names(&row.account, &crate::key::arn_of_key(&row));
-        Ok(kms::CreateKeyResponse { key_metadata: Some(metadata(&row, &key)) })
+        Ok(kms::CreateKeyResponse { key_metadata: Some(metadata(call, &row, &key)) })
     }
 }
 
@@ -111,8 +113,8 @@ impl Operation for DescribeKey {
         by_key_id(&request.key_id)
     }
 
-    async fn run(_: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        Ok(kms::DescribeKeyResponse { key_metadata: Some(metadata(&key.held.id, &key.held.value)) })
+    async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
+        Ok(kms::DescribeKeyResponse { key_metadata: Some(metadata(call, &key.held.id, &key.held.value)) })
     }
 }
 
@@ -237,7 +239,7 @@ impl Operation for GetPublicKey {
     }
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        check(Stage::Use, key.held.value.state, &key.arn)?;
+        call.check(Stage::Use, &key)?;
         if is_symmetric(key.held.value.spec) {
             return Err(Error::new(
                 Exception::UnsupportedOperation,
@@ -293,18 +295,20 @@ fn unmarked(marker: &str) -> Result<String> {
 }
 
 /// A key's metadata.
-fn metadata(id: &RowId, key: &KeyRow) -> kms::KeyMetadata {
+fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> kms::KeyMetadata {
+    let state = call.key_state(key);
     kms::KeyMetadata {
         aws_account_id: Some(id.account.clone()),
         key_id: Some(id.id.clone()),
         arn: Some(crate::key::arn_of_key(id)),
         creation_date: Some(timestamp(key.created_ms)),
-        enabled: Some(key.state == kms::KeyState::Enabled),
+        enabled: Some(state == kms::KeyState::Enabled),
         description: Some(key.description.clone()),
         key_usage: Some(key.usage as i32),
-        key_state: Some(key.state as i32),
+        key_state: Some(state as i32),
         deletion_date: key.deletion.map(|deletion| timestamp(deletion.due_ms)),
         origin: Some(key.origin as i32),
+        custom_key_store_id: key.custom_key_store_id.clone(),
         key_manager: Some(key.manager as i32),
         customer_master_key_spec: deprecated_spec(key.spec),
         key_spec: Some(key.spec as i32),
@@ -321,7 +325,7 @@ fn metadata(id: &RowId, key: &KeyRow) -> kms::KeyMetadata {
 
 /// Changes a key that is enabled or disabled.
 fn update(call: &mut Call, key: &LoadedKey, change: impl FnOnce(&mut KeyRow)) -> Result<()> {
-    check(Stage::Change, key.held.value.state, &key.arn)?;
+    call.check(Stage::Change, key)?;
     let mut value = key.held.value.clone();
     change(&mut value);
     call.change(Draft::replace(&key.held, &value)?);
@@ -403,8 +407,8 @@ fn key_policy(call: &Call, request: &kms::CreateKeyRequest) -> Result<String> {
     Ok(text.clone())
 }
 
-fn check_capability(call: &Call, spec: kms::KeySpec, usage: kms::KeyUsageType) -> Result<()> {
-    let offered = call.app.cluster.capabilities();
+fn check_capability(cluster: &Cluster, spec: kms::KeySpec, usage: kms::KeyUsageType) -> Result<()> {
+    let offered = cluster.capabilities();
     if offered.is_empty() {
         return Err(from_hsm(HsmError::Unavailable("no member was attached yet".to_owned())));
     }
@@ -420,14 +424,8 @@ fn check_capability(call: &Call, spec: kms::KeySpec, usage: kms::KeyUsageType) -
 /// Notes that an object is about to be made in the tokens, so that a crash
 /// leaves nothing half made: at restart an intent whose key is not in the
 /// store is undone. The key's own commit removes it.
-async fn intend(
-    call: &mut Call,
-    key: &RowId,
-    id: BackingId,
-    spec: kms::KeySpec,
-    usage: kms::KeyUsageType,
-) -> Result<()> {
-    let held = Intent::create(key, id, spec, usage, call.now_ms);
+async fn intend(call: &mut Call, row: &RowId, key: &KeyRow) -> Result<()> {
+    let held = Intent::create(row, key, key.current);
     let drafts = [Draft::insert(held.id.clone(), &held.value)?];
     let changes = call.app.registry.seal(&drafts, call.deadline).await?;
     call.app

@@ -20,7 +20,7 @@ impl Operation for GenerateMac {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        let algorithm = checked(&key, Self::NAME, chosen(request.mac_algorithm)?)?;
+        let algorithm = checked(call, &key, Self::NAME, chosen(request.mac_algorithm)?)?;
         call.dry_run(request.dry_run)?;
         let mac = mac(call, &key, algorithm, given(&request.message)?).await?;
         Ok(kms::GenerateMacResponse {
@@ -48,7 +48,7 @@ impl Operation for VerifyMac {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        let algorithm = checked(&key, Self::NAME, chosen(request.mac_algorithm)?)?;
+        let algorithm = checked(call, &key, Self::NAME, chosen(request.mac_algorithm)?)?;
         let mac = mac(call, &key, algorithm, given(&request.message)?).await?;
         aws_lc_rs::constant_time::verify_slices_are_equal(&mac, given(&request.mac)?)
             .map_err(|_| Error::bare(Exception::KmsInvalidMac))?;
@@ -62,11 +62,12 @@ impl Operation for VerifyMac {
 }
 
 fn checked(
+    call: &Call,
     key: &Allowed<Key>,
     operation: &str,
     algorithm: kms::MacAlgorithmSpec,
 ) -> Result<kms::MacAlgorithmSpec> {
-    usable(key, kms::KeyUsageType::GenerateVerifyMac, operation)?;
+    usable(call, key, kms::KeyUsageType::GenerateVerifyMac, operation)?;
     if !spec::mac_algorithms(key.held.value.spec).contains(&algorithm) {
         return Err(incompatible(algorithm.text(), key));
     }
@@ -81,5 +82,5 @@ async fn mac(
 ) -> Result<Vec<u8>> {
     let backing = current(call, key).await?;
     let hash = spec::mac_hash(algorithm).ok_or_else(|| Error::internal("a MAC algorithm without a hash"))?;
-    call.app.cluster.mac(&backing.key, hash, message, call.deadline).await.map_err(from_hsm)
+    call.cluster_of(key)?.mac(&backing.key, hash, message, call.deadline).await.map_err(from_hsm)
 }

@@ -16,8 +16,13 @@ use crate::registry::LoadedBacking;
 const CONTEXT_BYTES_MAX: usize = 8192;
 
 /// Checks that a key is enabled and made for this usage.
-pub(super) fn usable(key: &Allowed<Key>, usage: kms::KeyUsageType, operation: &str) -> Result<()> {
-    check(Stage::Use, key.held.value.state, &key.arn)?;
+pub(super) fn usable(
+    call: &Call,
+    key: &Allowed<Key>,
+    usage: kms::KeyUsageType,
+    operation: &str,
+) -> Result<()> {
+    call.check(Stage::Use, key)?;
     if key.held.value.usage != usage {
         return Err(Error::new(
             Exception::InvalidKeyUsage,
@@ -79,12 +84,13 @@ pub(super) struct Decrypted {
 
 /// Checks everything about an encryption but the key's ability to do it.
 pub(super) fn check_encryption(
+    call: &Call,
     key: &Allowed<Key>,
     operation: &str,
     algorithm: kms::EncryptionAlgorithmSpec,
     context: &HashMap<String, String>,
 ) -> Result<()> {
-    usable(key, kms::KeyUsageType::EncryptDecrypt, operation)?;
+    usable(call, key, kms::KeyUsageType::EncryptDecrypt, operation)?;
     check_algorithm(key, algorithm, context)
 }
 
@@ -130,8 +136,11 @@ pub(super) async fn encrypt(
     let header = Header { key_id: key.held.id.id.clone(), backing: backing.key.id };
     let unreadable = || Error::internal(format!("{} has an id that no ciphertext can carry", key.arn));
     let aad = header.aad(context).ok_or_else(unreadable)?;
-    let sealed =
-        call.app.cluster.encrypt_gcm(&backing.key, &aad, plaintext, call.deadline).await.map_err(from_hsm)?;
+    let sealed = call
+        .cluster_of(key)?
+        .encrypt_gcm(&backing.key, &aad, plaintext, call.deadline)
+        .await
+        .map_err(from_hsm)?;
     let blob = header.join(&sealed).ok_or_else(unreadable)?;
     Ok(Encrypted { blob, material_id: Some(backing.key.id.to_string()) })
 }
@@ -159,12 +168,13 @@ fn warn_of_uses(call: &mut Call, key: &Allowed<Key>) -> Result<()> {
 /// Checks everything about a decryption but the ciphertext itself. A key that
 /// the ciphertext is not of is told before an algorithm that the key has not.
 pub(super) fn check_decryption(
+    call: &Call,
     key: &Allowed<Key>,
     algorithm: kms::EncryptionAlgorithmSpec,
     context: &HashMap<String, String>,
     blob: Option<&[u8]>,
 ) -> Result<()> {
-    check(Stage::Use, key.held.value.state, &key.arn)?;
+    call.check(Stage::Use, key)?;
     let symmetric = algorithm == kms::EncryptionAlgorithmSpec::SymmetricDefault;
     let other = blob.and_then(Ciphertext::parse).is_some_and(|parsed| parsed.header.key_id != key.held.id.id);
     if key.held.value.usage != kms::KeyUsageType::EncryptDecrypt || (symmetric && other) {
@@ -188,8 +198,11 @@ pub(super) async fn decrypt(
     };
     if let Some(hash) = spec::oaep_hash(algorithm) {
         let backing = current(call, key).await?;
-        let plaintext =
-            call.app.cluster.oaep_decrypt(&backing.key, hash, blob, call.deadline).await.map_err(refused)?;
+        let plaintext = call
+            .cluster_of(key)?
+            .oaep_decrypt(&backing.key, hash, blob, call.deadline)
+            .await
+            .map_err(refused)?;
         return Ok(Decrypted { plaintext, material_id: None });
     }
     let ciphertext = Ciphertext::parse(blob).ok_or_else(invalid)?;
@@ -197,8 +210,7 @@ pub(super) async fn decrypt(
     let aad = ciphertext.header.aad(context).ok_or_else(invalid)?;
     let sealed = &ciphertext.sealed;
     let plaintext = call
-        .app
-        .cluster
+        .cluster_of(key)?
         .decrypt_gcm(&backing.key, sealed.iv, &aad, &sealed.ciphertext, call.deadline)
         .await
         .map_err(refused)?;

@@ -55,7 +55,7 @@ operations! {
 /// What most operations need: the traits and types of the heart.
 mod prelude {
     pub(super) use crate::error::{Error, Exception, Result};
-    pub(super) use crate::key::{Stage, check, spec};
+    pub(super) use crate::key::{Stage, spec};
     pub(super) use crate::operation::{Allowed, Call, Operation, Service};
     pub(super) use crate::proto::kms;
     pub(super) use crate::registry::{Draft, Held, from_hsm};

@@ -27,14 +27,13 @@ impl Operation for Sign {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        let plan = Plan::new(&key, Self::NAME, chosen(request.signing_algorithm)?)?;
+        let plan = Plan::new(call, &key, Self::NAME, chosen(request.signing_algorithm)?)?;
         let input =
             plan.input(choice(request.message_type, kms::MessageType::Raw), given(&request.message)?)?;
         call.dry_run(request.dry_run)?;
         let backing = current(call, &key).await?;
         let signature = call
-            .app
-            .cluster
+            .cluster_of(&key)?
             .sign(&backing.key, plan.scheme, &input, call.deadline)
             .await
             .map_err(from_hsm)?;
@@ -67,7 +66,7 @@ impl Operation for Verify {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        let plan = Plan::new(&key, Self::NAME, chosen(request.signing_algorithm)?)?;
+        let plan = Plan::new(call, &key, Self::NAME, chosen(request.signing_algorithm)?)?;
         let input =
             plan.input(choice(request.message_type, kms::MessageType::Raw), given(&request.message)?)?;
         let spki = public_key(call, &key).await?;
@@ -93,8 +92,13 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(key: &Allowed<Key>, operation: &str, algorithm: kms::SigningAlgorithmSpec) -> Result<Plan> {
-        usable(key, kms::KeyUsageType::SignVerify, operation)?;
+    fn new(
+        call: &Call,
+        key: &Allowed<Key>,
+        operation: &str,
+        algorithm: kms::SigningAlgorithmSpec,
+    ) -> Result<Plan> {
+        usable(call, key, kms::KeyUsageType::SignVerify, operation)?;
         let value = &key.held.value;
         let (scheme, hash) = spec::scheme(algorithm).ok_or_else(|| {
             Error::new(
