@@ -32,7 +32,7 @@ use crate::brakes::{self, Brakes};
 use crate::caller::{Credential, Principal};
 use crate::config::{Config, Flags, Loaded, LogFormat, restart_needed};
 use crate::health;
-use crate::hsm::{Cluster, MemberSettings, MemberState, TokenUri};
+use crate::hsm::{Cluster, MemberSettings, MemberState, Modules, TokenUri};
 use crate::identity::{self, Identity};
 use crate::jobs::{self, ClockGate};
 use crate::key_stores::KeyStores;
@@ -160,11 +160,12 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
     let store = Arc::new(SqliteStore::open(&config.data_dir, sqlite_options(config)).await?);
     let dynamic: Arc<dyn Store> = store.clone();
     let Identity { cluster: identity, members, row } = identity::read(&*dynamic).await?;
+    let modules = Modules::new(config.modules.clone(), config.hsm.clone());
     let mut opened = Vec::with_capacity(members.len());
     for member in &members {
         opened.push((member.clone(), config.pin(&member.pin)?));
     }
-    let cluster = Cluster::start(&config.modules, opened, identity.clone(), config.hsm.clone())?;
+    let cluster = Cluster::start(&modules, opened, identity.clone(), config.hsm.clone())?;
     let registry = Registry::new(
         dynamic.clone(),
         cluster.clone(),
@@ -176,7 +177,7 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
     } else {
         tracing::warn!("no member of the cluster is attached yet: the daemon serves when one is");
     }
-    let key_stores = KeyStores::new(cluster.clone(), [(config.region.clone(), cluster)].into());
+    let key_stores = KeyStores::new(modules, cluster.clone(), [(config.region.clone(), cluster)].into());
     let history = Arc::new(History::open(&config.data_dir, dynamic.clone()).await?);
     let recorded_ms = last_recorded_ms(&*dynamic).await?;
     let app = Arc::new(App {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::error::{Error, Exception, Result};
-use crate::hsm::Cluster;
+use crate::hsm::{Cluster, Modules};
 use crate::key::{self, Key, Stage};
 use crate::operation::Call;
 use crate::proto::kms::KeyState;
@@ -18,6 +18,7 @@ use crate::registry::LoadedKey;
 
 /// The clusters that are in use.
 pub struct KeyStores {
+    modules: Arc<Modules>,
     installation: Arc<Cluster>,
     /// By Region.
     defaults: BTreeMap<String, Arc<Cluster>>,
@@ -27,8 +28,12 @@ pub struct KeyStores {
 
 impl KeyStores {
     /// The default clusters, by Region, and among them the installation's.
-    pub fn new(installation: Arc<Cluster>, defaults: BTreeMap<String, Arc<Cluster>>) -> KeyStores {
-        KeyStores { installation, defaults, connected: ArcSwap::default() }
+    pub fn new(
+        modules: Arc<Modules>,
+        installation: Arc<Cluster>,
+        defaults: BTreeMap<String, Arc<Cluster>>,
+    ) -> KeyStores {
+        KeyStores { modules, installation, defaults, connected: ArcSwap::default() }
     }
 
     /// The cluster of the daemon's own keys.
@@ -68,6 +73,10 @@ impl KeyStores {
     pub async fn shutdown(&self) {
         for cluster in self.clusters().iter().rev() {
             cluster.shutdown().await;
+        }
+        let modules = self.modules.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || modules.finalise()).await {
+            tracing::warn!("the HSM modules were not ended well: {error}");
         }
     }
 }

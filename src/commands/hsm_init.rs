@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::audit::record::{Context, Record};
 use crate::config::{Config, Flags, Loaded};
-use crate::hsm::{self, Cluster, MemberSettings, MemberState, TokenUri};
+use crate::hsm::{self, Cluster, MemberSettings, MemberState, Modules, TokenUri};
 use crate::operation::Service;
 use crate::registry::{CacheLimits, Registry};
 use crate::store::sqlite::SqliteStore;
@@ -76,17 +76,17 @@ pub async fn hold(loaded: &Loaded, member: MemberSettings) -> anyhow::Result<()>
         store.close().await?;
         bail!("{} has had its ceremony: its keys are made once only", config.data_dir.display());
     }
-    let module = config.modules.get(&member.module).context("the module is not in [modules]")?.clone();
+    let modules = Modules::new(config.modules.clone(), config.hsm.clone());
     let pin = config.pin(&member.pin)?;
     let made = {
-        let pin = pin.clone();
-        tokio::task::spawn_blocking(move || hsm::ceremony(&module, &token, &pin)).await??
+        let (modules, module, pin) = (modules.clone(), member.module.clone(), pin.clone());
+        tokio::task::spawn_blocking(move || hsm::ceremony(&modules, &module, &token, &pin)).await??
     };
     let store: std::sync::Arc<SqliteStore> = std::sync::Arc::new(store);
-    let cluster =
-        Cluster::start(&config.modules, vec![(member.clone(), pin)], made.clone(), config.hsm.clone())?;
+    let cluster = Cluster::start(&modules, vec![(member.clone(), pin)], made.clone(), config.hsm.clone())?;
     let result = tell(loaded, &store, &cluster, made, member).await;
     cluster.shutdown().await;
+    tokio::task::spawn_blocking(move || modules.finalise()).await?;
     store.close().await?;
     result
 }

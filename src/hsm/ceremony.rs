@@ -9,29 +9,24 @@ use secrecy::SecretString;
 use super::ckr::Failure;
 use super::keys::{self, Form};
 use super::mechanism;
-use super::module::{Life, Module};
+use super::module::Life;
+use super::modules::Modules;
 use super::session::{self, Handle, Session};
-use super::{
-    BackingId, Blob, ClusterIdentity, ClusterSettings, Curve, Hash, HsmError, Material, ModuleSettings,
-    SystemKey, TokenUri, Use,
-};
+use super::{BackingId, Blob, ClusterIdentity, Curve, Hash, HsmError, Material, SystemKey, TokenUri, Use};
 
 /// Makes the wrapping key, the rows' MAC key, the head key and the test key on
-/// an initialised token that has none of ours. Blocks; initialises and
-/// finalises the module.
+/// an initialised token that has none of ours. Blocks.
 ///
 /// Errors: [`HsmError::Unavailable`] where the module or the token is not there
 /// or the PIN is wrong, [`HsmError::Unsupported`] where the token has keys of
 /// ours already, [`HsmError::Device`] where the HSM fails.
 pub fn ceremony(
-    module: &ModuleSettings,
+    modules: &Modules,
+    module: &str,
     token: &TokenUri,
     pin: &SecretString,
 ) -> Result<ClusterIdentity, HsmError> {
-    let module = Module::load("ceremony", module, &ClusterSettings::default())?;
-    let result = module.life().and_then(|life| on_token(&life, token, pin));
-    module.finalise();
-    result
+    on_token(&modules.get(module)?.life()?, token, pin)
 }
 
 fn on_token(life: &Arc<Life>, token: &TokenUri, pin: &SecretString) -> Result<ClusterIdentity, HsmError> {

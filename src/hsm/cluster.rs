@@ -1,6 +1,6 @@
 //! The HSMs as the rest of the daemon sees them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use zeroize::Zeroizing;
 
 use super::member::{Member, Parts, Step};
 use super::meters::Function;
-use super::module::Module;
+use super::modules::Modules;
 use super::{
     BackingId, Capability, ClusterIdentity, ClusterSettings, Curve, DataKeyPair, Hash, Home, HsmError,
-    KeyRef, Made, Material, MemberHealth, MemberSettings, MemberState, MemberStatus, ModuleSettings,
-    Residence, Scheme, Sealed, Use,
+    KeyRef, Made, Material, MemberHealth, MemberSettings, MemberState, MemberStatus, Residence, Scheme,
+    Sealed, Use,
 };
 use super::{keys, mechanism};
 
@@ -33,7 +33,6 @@ const RANDOM_BYTES_MAX: usize = 1024;
 /// unless the call's effect could then happen twice.
 pub struct Cluster {
     members: Vec<Arc<Member>>,
-    modules: Vec<Arc<Module>>,
     identity: Arc<ClusterIdentity>,
     settings: ClusterSettings,
     health: Arc<watch::Sender<Vec<MemberHealth>>>,
@@ -42,24 +41,22 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Loads the modules and starts the members, each with the crypto user's
-    /// PIN; they attach in the background, and a token that is away may come
+    /// Starts the members on their modules, each with the crypto user's PIN;
+    /// they attach in the background, and a token that is away may come
     /// later. Called within a tokio runtime, with the metrics recorder
     /// installed.
     ///
     /// Errors: a library that does not load, a token URI that is malformed, a
     /// member that names no module.
     pub fn start(
-        modules: &BTreeMap<String, ModuleSettings>,
+        modules: &Modules,
         members: Vec<(MemberSettings, SecretString)>,
         identity: ClusterIdentity,
         settings: ClusterSettings,
     ) -> Result<Arc<Cluster>, HsmError> {
-        let loaded = load_modules(modules, &members, &settings)?;
         let mut tokens = Vec::with_capacity(members.len());
         for (member, pin) in members {
-            let module = loaded.get(&member.module).ok_or_else(|| no_module(&member))?.clone();
-            tokens.push((member.token.parse::<super::TokenUri>()?, module, pin));
+            tokens.push((member.token.parse::<super::TokenUri>()?, modules.get(&member.module)?, pin));
         }
         let attaching = |token: &super::TokenUri| MemberHealth {
             uri: token.to_string(),
@@ -78,12 +75,11 @@ impl Cluster {
         let stop = CancellationToken::new();
         let supervise = |member: &Arc<Member>| tokio::spawn(member.clone().supervise(stop.clone()));
         let supervisors = Mutex::new(members.iter().map(supervise).collect());
-        let modules = loaded.into_values().collect();
-        Ok(Arc::new(Cluster { members, modules, identity, settings, health, stop, supervisors }))
+        Ok(Arc::new(Cluster { members, identity, settings, health, stop, supervisors }))
     }
 
-    /// Finishes what is queued, ends the threads and finalises the modules.
-    /// Takes at most about twice `call_timeout_ms` where a call hangs.
+    /// Finishes what is queued, ends the threads and logs out. Takes at most
+    /// about `call_timeout_ms` where a call hangs.
     pub async fn shutdown(&self) {
         self.stop.cancel();
         let supervisors = std::mem::take(&mut *self.supervisors.lock());
@@ -92,14 +88,12 @@ impl Cluster {
                 tracing::warn!("a member's supervisor ended badly: {error}");
             }
         }
-        let (members, modules) = (self.members.clone(), self.modules.clone());
+        let members = self.members.clone();
         let patience = Duration::from_millis(self.settings.call_timeout_ms);
-        let ended = tokio::task::spawn_blocking(move || {
-            members.iter().for_each(|member| member.stop(patience));
-            modules.iter().for_each(|module| module.finalise());
-        });
+        let ended =
+            tokio::task::spawn_blocking(move || members.iter().for_each(|member| member.stop(patience)));
         if let Err(error) = ended.await {
-            tracing::warn!("the HSM modules were not ended well: {error}");
+            tracing::warn!("the members of a cluster were not ended well: {error}");
         }
     }
 
@@ -462,30 +456,6 @@ async fn destroy_resident(member: &Arc<Member>, key: &KeyRef, deadline: Instant)
         session.find(&search)?.into_iter().try_for_each(|handle| session.destroy(handle))
     });
     member.without_key(Function::Destroy, deadline, true, &step).await
-}
-
-/// Loads the modules that members use.
-fn load_modules(
-    modules: &BTreeMap<String, ModuleSettings>,
-    members: &[(MemberSettings, SecretString)],
-    limits: &ClusterSettings,
-) -> Result<BTreeMap<String, Arc<Module>>, HsmError> {
-    let mut loaded = BTreeMap::new();
-    for (member, _) in members {
-        if !loaded.contains_key(&member.module) {
-            let settings = modules.get(&member.module).ok_or_else(|| no_module(member))?;
-            let module = Arc::new(Module::load(&member.module, settings, limits)?);
-            loaded.insert(member.module.clone(), module);
-        }
-    }
-    Ok(loaded)
-}
-
-fn no_module(member: &MemberSettings) -> HsmError {
-    HsmError::Unavailable(format!(
-        "{} names the module {:?}, which is not configured",
-        member.token, member.module
-    ))
 }
 
 /// SEC 1, 2.3.3: 04, x, y.

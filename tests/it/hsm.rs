@@ -11,8 +11,8 @@ use spki::SubjectPublicKeyInfoRef;
 use spki::der::Decode as _;
 use strongroom::hsm::{
     BackingId, Capability, Cluster, ClusterIdentity, ClusterSettings, Curve, Hash, Home, HsmError, KeyRef,
-    Material, MemberSettings, MemberState, ModuleSettings, Residence, Scheme, TokenUri, Use, ceremony,
-    softhsm,
+    Material, MemberSettings, MemberState, ModuleSettings, Modules, Residence, Scheme, TokenUri, Use,
+    ceremony, softhsm,
 };
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -23,6 +23,13 @@ const PIN: &str = "87654321";
 pub struct Token {
     folder: TempDir,
     pub uri: TokenUri,
+    started: std::sync::Mutex<Vec<Arc<Modules>>>,
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.started.lock().unwrap().iter().for_each(|modules| modules.finalise());
+    }
 }
 
 impl Token {
@@ -39,7 +46,11 @@ impl Token {
         // SoftHSM2's folder is a UUID; the serial is its last 16 digits.
         let digits: String = name.to_string_lossy().chars().filter(|c| *c != '-').collect();
         let serial = digits[digits.len() - 16..].to_owned();
-        Token { folder, uri: TokenUri { label: format!("strongroom-test-{number}"), serial } }
+        Token {
+            folder,
+            uri: TokenUri { label: format!("strongroom-test-{number}"), serial },
+            started: std::sync::Mutex::default(),
+        }
     }
 
     fn tokens(&self) -> PathBuf {
@@ -62,8 +73,15 @@ impl Token {
         }
     }
 
+    /// A library of its own, `m`.
+    pub fn modules(&self) -> Arc<Modules> {
+        let modules = Modules::new([("m".to_owned(), self.module())].into(), fast());
+        self.started.lock().unwrap().push(modules.clone());
+        modules
+    }
+
     pub fn ceremony(&self) -> ClusterIdentity {
-        ceremony(&self.module(), &self.uri, &PIN.into()).unwrap()
+        ceremony(&self.modules(), "m", &self.uri, &PIN.into()).unwrap()
     }
 
     pub fn start(&self, identity: ClusterIdentity, settings: ClusterSettings) -> Arc<Cluster> {
@@ -78,8 +96,7 @@ impl Token {
     ) -> Arc<Cluster> {
         let member =
             MemberSettings { module: "m".into(), token: self.uri.to_string(), pin: "crypto-user".into() };
-        let modules = BTreeMap::from([("m".to_owned(), self.module())]);
-        Cluster::start(&modules, vec![(member, pin)], identity, settings).unwrap()
+        Cluster::start(&self.modules(), vec![(member, pin)], identity, settings).unwrap()
     }
 
     /// Objects on the token, as pkcs11-tool lists them with the PIN.
@@ -424,7 +441,7 @@ async fn a_wrapping_key_with_the_right_name_and_another_value_is_refused() {
 fn a_ceremony_is_held_once() {
     let token = Token::new(1);
     token.ceremony();
-    let again = ceremony(&token.module(), &token.uri, &PIN.into());
+    let again = ceremony(&token.modules(), "m", &token.uri, &PIN.into());
     assert!(matches!(again, Err(HsmError::Unsupported(_))), "{again:?}");
 }
 
@@ -574,7 +591,8 @@ fn attackers_key(session: &cryptoki::session::Session) -> cryptoki::object::Obje
 async fn a_refused_member_does_not_hinder_another() {
     let (token, other) = (Token::new(1), Token::new(2));
     let identity = token.ceremony();
-    let modules = BTreeMap::from([("a".to_owned(), token.module()), ("b".to_owned(), other.module())]);
+    let settings = BTreeMap::from([("a".to_owned(), token.module()), ("b".to_owned(), other.module())]);
+    let modules = Modules::new(settings, fast());
     let member = |module: &str, token: &Token| {
         let settings =
             MemberSettings { module: module.into(), token: token.uri.to_string(), pin: "crypto-user".into() };
@@ -589,4 +607,5 @@ async fn a_refused_member_does_not_hinder_another() {
     assert_eq!(members[1].state, MemberState::Serving);
     assert!(cluster.capabilities().contains(&Capability::AesGcm));
     cluster.shutdown().await;
+    modules.finalise();
 }
