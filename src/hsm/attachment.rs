@@ -109,7 +109,8 @@ impl Attach<'_> {
         };
         match check_test_key(session, wrapping_key, identity) {
             Ok(()) => {}
-            Err(Failure::Closed) => return Err(away(Failure::Closed)),
+            // It went while it was looked at.
+            Err(failure) if failure.is_own_object() || !failure.is_judgement() => return Err(away(failure)),
             Err(failure) => {
                 return Err(NotAttached::Foreign(format!(
                     "the token's wrapping key does not unwrap the cluster's test key: {failure}"

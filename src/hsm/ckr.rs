@@ -43,6 +43,38 @@ impl Failure {
             if matches!(*rv, CKR_OBJECT_HANDLE_INVALID | CKR_KEY_HANDLE_INVALID))
     }
 
+    /// Whether a handle that is not a caller's key was not known to the token:
+    /// our wrapping key's, or that of an object just made. While the token is
+    /// well, it is from before the token went and came back.
+    pub(crate) fn is_own_object(&self) -> bool {
+        matches!(self, Failure::Call { function, rv } if match *rv {
+            CKR_UNWRAPPING_KEY_HANDLE_INVALID | CKR_WRAPPING_KEY_HANDLE_INVALID => true,
+            CKR_OBJECT_HANDLE_INVALID | CKR_KEY_HANDLE_INVALID => matches!(
+                *function,
+                "C_WrapKey" | "C_UnwrapKey" | "C_GetAttributeValue" | "C_DestroyObject"
+            ),
+            _ => false,
+        })
+    }
+
+    /// Whether the token answered, rather than being away, busy or without our
+    /// login.
+    pub(crate) fn is_judgement(&self) -> bool {
+        match self {
+            Failure::Closed => false,
+            Failure::Ours(_) => true,
+            Failure::Call { function, rv } => !matches!(
+                class(function, *rv),
+                Class::TokenGone | Class::NewSession | Class::LogIn | Class::Busy
+            ),
+        }
+    }
+
+    /// Whether the token only lacks room for now.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, Failure::Call { function, rv } if class(function, *rv) == Class::Busy)
+    }
+
     /// Whether the function that failed works on what a caller sent, so that
     /// the caller may be to blame.
     pub(crate) fn takes_input(&self) -> bool {
@@ -147,6 +179,18 @@ names! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_handle_of_ours_is_told_from_a_callers_key() {
+        let own = |function, rv| Failure::Call { function, rv }.is_own_object();
+        assert!(own("C_UnwrapKey", CKR_UNWRAPPING_KEY_HANDLE_INVALID));
+        assert!(own("C_WrapKey", CKR_WRAPPING_KEY_HANDLE_INVALID));
+        assert!(own("C_UnwrapKey", CKR_KEY_HANDLE_INVALID));
+        assert!(own("C_DestroyObject", CKR_OBJECT_HANDLE_INVALID));
+        assert!(!own("C_SignInit", CKR_OBJECT_HANDLE_INVALID));
+        assert!(!own("C_DeriveKey", CKR_KEY_HANDLE_INVALID));
+        assert!(!own("C_UnwrapKey", CKR_GENERAL_ERROR));
+    }
 
     /// One row per return value that the daemon has an answer to.
     #[test]

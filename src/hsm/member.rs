@@ -89,6 +89,9 @@ enum Trouble {
     Stale,
     /// The attachment is void; another may be there at once.
     Detached,
+    /// The HSM failed though it is well: a token that came back meanwhile, a
+    /// race in it, or a fault that stays. Trying again tells.
+    Unexplained(HsmError),
 }
 
 impl From<HsmError> for Trouble {
@@ -197,7 +200,7 @@ impl Member {
         deadline: tokio::time::Instant,
         step: &Step<T>,
     ) -> Result<T, HsmError> {
-        let mut missing = HsmError::Missing(format!("{} is not on {}", key.id, self.uri));
+        let mut last = HsmError::Missing(format!("{} is not on {}", key.id, self.uri));
         for _ in 0..ATTEMPTS_MAX {
             let attachment = self.attachment(deadline).await?;
             let entry = attachment.cache.entry(key.id);
@@ -210,12 +213,14 @@ impl Member {
                     return Err(error);
                 }
                 Err(Trouble::Stale) => attachment.cache.remove_this(key.id, &entry),
-                Err(Trouble::Detached) => {
-                    missing = HsmError::Unavailable(format!("{} is being attached again", self.uri));
+                Err(Trouble::Detached) => last = self.attached_again(),
+                Err(Trouble::Unexplained(error)) => {
+                    attachment.cache.remove_this(key.id, &entry);
+                    last = error;
                 }
             }
         }
-        Err(missing)
+        Err(last)
     }
 
     /// Does something without a key of a caller's: on a session thread, or in
@@ -231,7 +236,8 @@ impl Member {
             Function::Generate | Function::DataKeyPair | Function::Destroy => &self.lane,
             _ => &self.workers,
         };
-        for attempt in 1..=ATTEMPTS_MAX {
+        let mut last = self.attached_again();
+        for _ in 0..ATTEMPTS_MAX {
             let attachment = self.attachment(deadline).await?;
             let (member, step) = (self.clone(), step.clone());
             let result = crew
@@ -244,17 +250,23 @@ impl Member {
                 .await;
             match result {
                 Ok(value) => return Ok(value),
-                // SoftHSM2 sometimes fails to make a key while it unwraps another.
-                Err(Trouble::Final(HsmError::Device(_))) if repeatable && attempt == 1 => {}
                 Err(Trouble::Final(error)) => return Err(error),
                 Err(Trouble::Stale) => {
-                    return Err(HsmError::Device("an object vanished while it was in use".to_owned()));
+                    last = HsmError::Device("an object vanished while it was in use".to_owned());
                 }
-                Err(Trouble::Detached) if repeatable => {}
-                Err(Trouble::Detached) => break,
+                Err(Trouble::Detached) => last = self.attached_again(),
+                // SoftHSM2 sometimes fails to make a key while it unwraps another.
+                Err(Trouble::Unexplained(error)) => last = error,
+            }
+            if !repeatable {
+                break;
             }
         }
-        Err(HsmError::Unavailable(format!("{} is being attached again", self.uri)))
+        Err(last)
+    }
+
+    fn attached_again(&self) -> HsmError {
+        HsmError::Unavailable(format!("{} is being attached again", self.uri))
     }
 
     /// Forgets a key and waits until nobody uses it any more.
@@ -369,9 +381,22 @@ impl Member {
         {
             result = self.attempt(bench, attachment, &step);
         }
-        let result = result.map_err(|(failure, _)| {
-            self.judge(attachment, &failure, || attachment.canary(&attachment.open_session()?))
-        });
+        let judge = |failure: &Failure| {
+            self.judge(attachment, failure, || attachment.canary(&attachment.open_session()?))
+        };
+        let result = match result {
+            Ok(value) => Ok(value),
+            Err((failure, class)) => match judge(&failure) {
+                // Blame the caller only for what fails twice, with a good canary between.
+                Trouble::Final(HsmError::Input) if class == Class::Ambiguous && repeatable => {
+                    self.attempt(bench, attachment, &step).map_err(|(again, _)| match again == failure {
+                        true => Trouble::Final(HsmError::Input),
+                        false => judge(&again),
+                    })
+                }
+                trouble => Err(trouble),
+            },
+        };
         self.count(function, &result, begun);
         result
     }
@@ -407,7 +432,6 @@ impl Member {
         failure: &Failure,
         canary: impl FnOnce() -> Result<(), Failure>,
     ) -> Trouble {
-        let device = || HsmError::Device(failure.to_string());
         let (function, rv) = match failure {
             Failure::Ours(error) => return Trouble::Final(error.clone()),
             Failure::Closed => {
@@ -416,36 +440,44 @@ impl Member {
             }
             Failure::Call { function, rv } => (*function, *rv),
         };
-        let error = match class(function, rv) {
+        match class(function, rv) {
             Class::LogIn | Class::NewSession => {
                 self.detach(attachment);
-                return Trouble::Detached;
+                Trouble::Detached
             }
-            Class::TokenGone => self.lose(attachment, failure.to_string()),
+            Class::TokenGone => Trouble::Final(self.lose(attachment, failure.to_string())),
+            Class::Busy => Trouble::Final(HsmError::Busy),
+            Class::Caller if failure.takes_input() => Trouble::Final(HsmError::Input),
             Class::Ambiguous => match canary() {
-                Ok(()) if failure.is_unknown_object() => return Trouble::Stale,
-                Ok(()) if failure.takes_input() => HsmError::Input,
-                Ok(()) => device(),
+                Ok(()) if failure.is_own_object() => {
+                    self.detach(attachment);
+                    Trouble::Detached
+                }
+                Ok(()) if failure.is_unknown_object() => Trouble::Stale,
+                Ok(()) if failure.takes_input() => Trouble::Final(HsmError::Input),
+                Ok(()) => self.unexplained(failure),
                 Err(Failure::Closed) => {
                     self.detach(attachment);
-                    return Trouble::Detached;
+                    Trouble::Detached
                 }
-                Err(cause) => self.lose(attachment, format!("{failure}; its canary: {cause}")),
+                Err(cause) if cause.is_busy() => Trouble::Final(HsmError::Busy),
+                Err(cause) => {
+                    Trouble::Final(self.lose(attachment, format!("{failure}; its canary: {cause}")))
+                }
             },
-            Class::Busy => HsmError::Busy,
-            Class::Caller if failure.takes_input() => HsmError::Input,
-            Class::Caller | Class::Operator | Class::Device => device(),
-        };
-        if matches!(error, HsmError::Device(_)) {
-            tracing::warn!(member = self.uri, "{failure}");
+            Class::Caller | Class::Operator | Class::Device => self.unexplained(failure),
         }
-        Trouble::Final(error)
+    }
+
+    fn unexplained(&self, failure: &Failure) -> Trouble {
+        tracing::warn!(member = self.uri, "{failure}");
+        Trouble::Unexplained(HsmError::Device(failure.to_string()))
     }
 
     fn count<T>(&self, function: Function, result: &Result<T, Trouble>, begun: Instant) {
         let unit = match result {
             Ok(_) => Ok(()),
-            Err(Trouble::Final(error)) => Err(error),
+            Err(Trouble::Final(error) | Trouble::Unexplained(error)) => Err(error),
             Err(Trouble::Stale) => Err(&HsmError::Missing(String::new())),
             Err(Trouble::Detached) => Err(&HsmError::Unavailable(String::new())),
         };
@@ -695,12 +727,21 @@ fn load(keeper: &Session, attachment: &Attachment, key: &KeyRef) -> Result<Loade
             let handle = keys::unwrap(keeper, by, blob, key.material, key.usage, Form::Loaded)?;
             Ok(Loaded::unwrapped(handle, &attachment.garbage))
         }
-        Home::Resident => match keeper.find(&keys::search(key.id, key.material))?.as_slice() {
-            [handle] => Ok(Loaded::resident(*handle)),
-            [] => Err(HsmError::Missing(format!("{} is not on the token", key.id)).into()),
-            several => {
-                Err(HsmError::Device(format!("{} objects have the id {}", several.len(), key.id)).into())
+        Home::Resident => {
+            let search = keys::search(key.id, key.material);
+            let mut found = keeper.find(&search)?;
+            if found.is_empty() {
+                // A token that went away finds nothing: believe it only while it is well.
+                attachment.canary(keeper)?;
+                found = keeper.find(&search)?;
             }
-        },
+            match found.as_slice() {
+                [handle] => Ok(Loaded::resident(*handle)),
+                [] => Err(HsmError::Missing(format!("{} is not on the token", key.id)).into()),
+                several => {
+                    Err(HsmError::Device(format!("{} objects have the id {}", several.len(), key.id)).into())
+                }
+            }
+        }
     }
 }
