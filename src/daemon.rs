@@ -32,7 +32,7 @@ use crate::brakes::{self, Brakes};
 use crate::caller::{Credential, Principal};
 use crate::config::{Config, Flags, Loaded, LogFormat, restart_needed};
 use crate::health;
-use crate::hsm::{Cluster, MemberSettings, MemberState, Modules, TokenUri};
+use crate::hsm::{Cluster, KeyRules, MemberSettings, MemberState, Modules, TokenUri};
 use crate::identity::{self, Identity};
 use crate::jobs::{self, ClockGate};
 use crate::key_stores::KeyStores;
@@ -165,7 +165,7 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
     for member in &members {
         opened.push((member.clone(), config.pin(&member.pin)?));
     }
-    let cluster = Cluster::start(&modules, opened, identity.clone(), config.hsm.clone())?;
+    let cluster = Cluster::start(&modules, opened, identity.clone(), config.hsm.clone(), KeyRules::DEFAULT)?;
     let registry = Registry::new(
         dynamic.clone(),
         cluster.clone(),

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::audit::record::{Context, Record};
 use crate::config::{Config, Flags, Loaded};
-use crate::hsm::{self, Cluster, MemberSettings, MemberState, Modules, TokenUri};
+use crate::hsm::{self, Cluster, KeyRules, MemberSettings, MemberState, Modules, TokenUri};
 use crate::operation::Service;
 use crate::registry::{CacheLimits, Registry};
 use crate::store::sqlite::SqliteStore;
@@ -83,7 +83,13 @@ pub async fn hold(loaded: &Loaded, member: MemberSettings) -> anyhow::Result<()>
         tokio::task::spawn_blocking(move || hsm::ceremony(&modules, &module, &token, &pin)).await??
     };
     let store: std::sync::Arc<SqliteStore> = std::sync::Arc::new(store);
-    let cluster = Cluster::start(&modules, vec![(member.clone(), pin)], made.clone(), config.hsm.clone())?;
+    let cluster = Cluster::start(
+        &modules,
+        vec![(member.clone(), pin)],
+        made.clone(),
+        config.hsm.clone(),
+        KeyRules::DEFAULT,
+    )?;
     let result = tell(loaded, &store, &cluster, made, member).await;
     cluster.shutdown().await;
     tokio::task::spawn_blocking(move || modules.finalise()).await?;

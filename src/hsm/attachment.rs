@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use aws_lc_rs::constant_time;
-use cryptoki_sys::CK_SLOT_ID;
+use cryptoki_sys::{
+    CK_RV, CK_SLOT_ID, CKR_PIN_EXPIRED, CKR_PIN_LOCKED, CKR_USER_ANOTHER_ALREADY_LOGGED_IN,
+    CKR_USER_PIN_NOT_INITIALIZED, CKR_USER_TOO_MANY_TYPES,
+};
 use metrics::Gauge;
 use parking_lot::Mutex;
 use secrecy::SecretString;
@@ -16,17 +19,31 @@ use super::mechanism;
 use super::module::Life;
 use super::selftest::SelfTest;
 use super::session::{self, Handle, Session, TokenInfo};
-use super::{ClusterIdentity, Hash, HsmError, Material, TokenUri, Use};
+use super::{Cause, ClusterIdentity, Hash, HsmError, Material, TokenUri, Use};
 
 /// Why a token is not attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NotAttached {
-    /// It is not there, or does not answer.
+    /// The module has no such token.
+    Absent(String),
+    /// It does not answer.
     Away(String),
     /// It is another, or wiped.
     Foreign(String),
     /// It does not take the PIN, which must not be tried again.
-    Pin(String),
+    Pin(Cause, String),
+}
+
+impl NotAttached {
+    /// Its kind.
+    pub(crate) fn cause(&self) -> Cause {
+        match self {
+            NotAttached::Absent(_) => Cause::Absent,
+            NotAttached::Away(_) => Cause::Silent,
+            NotAttached::Foreign(_) => Cause::Foreign,
+            NotAttached::Pin(cause, _) => *cause,
+        }
+    }
 }
 
 /// An attached token. Its handles are void when it is dropped.
@@ -180,7 +197,7 @@ fn find_token(life: &Arc<Life>, token: &TokenUri) -> Result<(CK_SLOT_ID, TokenIn
     }
     Err(match trouble {
         Some(failure) => away(failure),
-        None => NotAttached::Away(format!("the module has no token {token}")),
+        None => NotAttached::Absent(format!("the module has no token {token}")),
     })
 }
 
@@ -204,8 +221,17 @@ fn away(failure: Failure) -> NotAttached {
 fn login_failed(failure: Failure) -> NotAttached {
     match &failure {
         Failure::Call { function, rv } if class(function, *rv) == Class::Operator => {
-            NotAttached::Pin(format!("{failure}; the PIN is not tried again by itself"))
+            NotAttached::Pin(pin_cause(*rv), format!("{failure}; the PIN is not tried again by itself"))
         }
         _ => away(failure),
+    }
+}
+
+fn pin_cause(rv: CK_RV) -> Cause {
+    match rv {
+        CKR_PIN_LOCKED | CKR_PIN_EXPIRED => Cause::LockedPin,
+        CKR_USER_PIN_NOT_INITIALIZED => Cause::NoUser,
+        CKR_USER_ANOTHER_ALREADY_LOGGED_IN | CKR_USER_TOO_MANY_TYPES => Cause::UserLoggedIn,
+        _ => Cause::WrongPin,
     }
 }

@@ -18,8 +18,8 @@ use super::meters::Function;
 use super::modules::Modules;
 use super::{
     BackingId, Capability, ClusterIdentity, ClusterSettings, Curve, DataKeyPair, Hash, Home, HsmError,
-    KeyRef, Made, Material, MemberHealth, MemberSettings, MemberState, MemberStatus, Residence, Scheme,
-    Sealed, Use,
+    KeyRef, KeyRules, Made, Material, MemberHealth, MemberSettings, MemberState, MemberStatus, Residence,
+    Scheme, Sealed, Use,
 };
 use super::{keys, mechanism};
 
@@ -35,6 +35,7 @@ pub struct Cluster {
     members: Vec<Arc<Member>>,
     identity: Arc<ClusterIdentity>,
     settings: ClusterSettings,
+    rules: KeyRules,
     health: Arc<watch::Sender<Vec<MemberHealth>>>,
     stop: CancellationToken,
     supervisors: Mutex<Vec<JoinHandle<()>>>,
@@ -53,6 +54,7 @@ impl Cluster {
         members: Vec<(MemberSettings, SecretString)>,
         identity: ClusterIdentity,
         settings: ClusterSettings,
+        rules: KeyRules,
     ) -> Result<Arc<Cluster>, HsmError> {
         let mut tokens = Vec::with_capacity(members.len());
         for (member, pin) in members {
@@ -75,7 +77,7 @@ impl Cluster {
         let stop = CancellationToken::new();
         let supervise = |member: &Arc<Member>| tokio::spawn(member.clone().supervise(stop.clone()));
         let supervisors = Mutex::new(members.iter().map(supervise).collect());
-        Ok(Arc::new(Cluster { members, identity, settings, health, stop, supervisors }))
+        Ok(Arc::new(Cluster { members, identity, settings, rules, health, stop, supervisors }))
     }
 
     /// Finishes what is queued, ends the threads and logs out. Takes at most
@@ -100,6 +102,11 @@ impl Cluster {
     /// What makes a token a member of this cluster, and the daemon's own keys.
     pub fn identity(&self) -> &ClusterIdentity {
         &self.identity
+    }
+
+    /// How it keeps its keys.
+    pub fn rules(&self) -> KeyRules {
+        self.rules
     }
 
     /// The health of each member, now and whenever it changes.
@@ -129,7 +136,8 @@ impl Cluster {
     /// was found able to make them.
     pub fn residence(&self, material: Material) -> Option<Residence> {
         let residences = self.members.iter().filter_map(|member| member.self_test()?.residence(material));
-        residences.min_by_key(|residence| *residence == Residence::Resident)
+        let residence = residences.min_by_key(|residence| *residence == Residence::Resident)?;
+        Some(if self.rules.resident { Residence::Resident } else { residence })
     }
 
     /// The operator's word that a refused member may log in again, with a new

@@ -26,7 +26,7 @@ use super::module::Module;
 use super::selftest::SelfTest;
 use super::session::{Handle, Session};
 use super::{
-    Capability, ClusterIdentity, ClusterSettings, Home, HsmError, KeyRef, MemberHealth, MemberState,
+    Capability, Cause, ClusterIdentity, ClusterSettings, Home, HsmError, KeyRef, MemberHealth, MemberState,
     MemberStatus, TokenUri,
 };
 
@@ -61,6 +61,8 @@ pub(crate) struct Member {
     hung: AtomicUsize,
     epoch: AtomicU64,
     self_test: Mutex<Option<Arc<SelfTest>>>,
+    /// Why the last try to attach failed.
+    cause: Mutex<Option<Cause>>,
 }
 
 enum State {
@@ -130,6 +132,7 @@ impl Member {
             hung: AtomicUsize::new(0),
             epoch: AtomicU64::new(0),
             self_test: Mutex::new(None),
+            cause: Mutex::new(None),
             pin: Mutex::new(pin),
             token,
             uri,
@@ -181,6 +184,7 @@ impl Member {
             module: self.module.name().to_owned(),
             state,
             reason,
+            cause: *self.cause.lock(),
             model: info.model,
             manufacturer: info.manufacturer,
             firmware: info.firmware,
@@ -604,13 +608,14 @@ impl Member {
         let result: Result<_, HsmError> =
             self.control.run(self.call_deadline(), move |_| Ok(member.attach_blocking())).await;
         let result = result.unwrap_or_else(|error| Err(NotAttached::Away(error.to_string())));
+        *self.cause.lock() = result.as_ref().err().map(NotAttached::cause);
         let new = match result {
             Ok(attachment) => {
                 tracing::info!(member = self.uri, epoch = attachment.epoch, "member serves");
                 State::Serving(attachment)
             }
-            Err(NotAttached::Away(reason)) => State::Lost(reason),
-            Err(NotAttached::Foreign(reason) | NotAttached::Pin(reason)) => State::Refused(reason),
+            Err(NotAttached::Absent(reason) | NotAttached::Away(reason)) => State::Lost(reason),
+            Err(NotAttached::Foreign(reason) | NotAttached::Pin(_, reason)) => State::Refused(reason),
         };
         let old = self.change(None, new);
         self.log_change(old.as_ref());
@@ -634,7 +639,7 @@ impl Member {
         let first = match hangs {
             true => NotAttached::Away(format!("more than {} calls hang in it", self.settings.hung_calls_max)),
             false => match self.attach_on(&life) {
-                Err(NotAttached::Pin(reason)) => return Err(NotAttached::Pin(reason)),
+                Err(refused @ NotAttached::Pin(..)) => return Err(refused),
                 Err(reason) => reason,
                 Ok(attachment) => return Ok(attachment),
             },
@@ -660,7 +665,7 @@ impl Member {
         let result = attach.attach(life);
         match &result {
             Ok(attachment) => *self.self_test.lock() = Some(attachment.self_test.clone()),
-            Err(NotAttached::Pin(_)) => self.pin_refused.store(true, Ordering::Release),
+            Err(NotAttached::Pin(..)) => self.pin_refused.store(true, Ordering::Release),
             Err(_) => {}
         }
         result.map(Arc::new)

@@ -30,6 +30,30 @@ pub struct MemberSettings {
     pub pin: String,
 }
 
+/// How a cluster keeps its keys; of its row in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRules {
+    /// Whether every key is a token object, as in a custom key store; else only
+    /// those that cannot be wrapped.
+    pub resident: bool,
+    /// Members that a token object must be on before its key is used.
+    pub required_copies: u16,
+    /// Whether a key that cannot be brought to another member may be made all
+    /// the same.
+    pub allow_single_copy: bool,
+    /// Whether the HSMs bring keys to each other themselves (CloudHSM, Luna
+    /// HA): then one slot is the whole cluster.
+    pub replicates_itself: bool,
+}
+
+impl KeyRules {
+    /// Those of the default key store: keys are wrapped, and a kind that cannot
+    /// be is wherever it was made.
+    pub const DEFAULT: KeyRules =
+        KeyRules { resident: false, required_copies: 1, allow_single_copy: true, replicates_itself: false };
+}
+
 /// Limits of the HSM layer, `[hsm]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

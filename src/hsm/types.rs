@@ -340,6 +340,25 @@ pub enum MemberState {
     Refused,
 }
 
+/// Why a token could not be attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The module or the token does not answer.
+    Silent,
+    /// The module has no such token.
+    Absent,
+    /// It is another token, or was wiped.
+    Foreign,
+    /// CKR_PIN_INCORRECT, or a PIN that is no PIN for it.
+    WrongPin,
+    /// CKR_PIN_LOCKED, CKR_PIN_EXPIRED.
+    LockedPin,
+    /// CKR_USER_PIN_NOT_INITIALIZED: it has no crypto user.
+    NoUser,
+    /// CKR_USER_ANOTHER_ALREADY_LOGGED_IN, CKR_USER_TOO_MANY_TYPES.
+    UserLoggedIn,
+}
+
 /// What an operator sees of a member.
 #[derive(Debug, Clone)]
 pub struct MemberStatus {
@@ -351,6 +370,8 @@ pub struct MemberStatus {
     pub state: MemberState,
     /// Why it is lost or refused.
     pub reason: Option<String>,
+    /// The kind of that reason, where it is known since the last try to attach.
+    pub cause: Option<Cause>,
     /// The token's model.
     pub model: String,
     /// The token's manufacturer.

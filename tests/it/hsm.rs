@@ -11,8 +11,8 @@ use spki::SubjectPublicKeyInfoRef;
 use spki::der::Decode as _;
 use strongroom::hsm::{
     BackingId, Capability, Cluster, ClusterIdentity, ClusterSettings, Curve, Hash, Home, HsmError, KeyRef,
-    Material, MemberSettings, MemberState, ModuleSettings, Modules, Residence, Scheme, TokenUri, Use,
-    ceremony, softhsm,
+    KeyRules, Material, MemberSettings, MemberState, ModuleSettings, Modules, Residence, Scheme, TokenUri,
+    Use, ceremony, softhsm,
 };
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -96,7 +96,7 @@ impl Token {
     ) -> Arc<Cluster> {
         let member =
             MemberSettings { module: "m".into(), token: self.uri.to_string(), pin: "crypto-user".into() };
-        Cluster::start(&self.modules(), vec![(member, pin)], identity, settings).unwrap()
+        Cluster::start(&self.modules(), vec![(member, pin)], identity, settings, KeyRules::DEFAULT).unwrap()
     }
 
     /// Objects on the token, as pkcs11-tool lists them with the PIN.
@@ -599,7 +599,7 @@ async fn a_refused_member_does_not_hinder_another() {
         (settings, SecretString::from(PIN))
     };
     let members = vec![member("b", &other), member("a", &token)];
-    let cluster = Cluster::start(&modules, members, identity, fast()).unwrap();
+    let cluster = Cluster::start(&modules, members, identity, fast(), KeyRules::DEFAULT).unwrap();
     // The other token does not hold the cluster's keys: it is refused, the first serves.
     let key = cluster.generate(id(), Material::Aes256, Use::Encrypt, soon()).await.unwrap().key;
     cluster.encrypt_gcm(&key, b"", b"secret", soon()).await.unwrap();
