@@ -38,6 +38,7 @@ pub mod caller;
 pub mod conditions;
 pub mod error;
 pub mod key_stores;
+pub mod material;
 pub mod operation;
 pub mod ops;
 pub mod proto;

@@ -19,6 +19,7 @@ use crate::error::{Error, Exception, Result};
 use crate::hsm::{BackingId, Cluster, Hash, HsmError, KeyRef};
 use crate::key::{Alias, BackingKey, Key};
 use crate::policy::Policy;
+use crate::proto::kms::KeyState;
 use crate::store::{Change, Commit, Kind, Row, RowId, Store, StoreError};
 
 /// Rows whose MACs are checked at the same time.
@@ -52,8 +53,13 @@ pub trait Stored: Serialize + DeserializeOwned + Send + Sync + 'static {
 impl Stored for Key {
     const KIND: Kind = Kind::Key;
 
+    /// Its deletion, or its rotation: a key that is disabled is not rotated
+    /// until it is enabled again.
     fn due_ms(&self) -> Option<i64> {
-        self.deletion.map(|deletion| deletion.due_ms)
+        match self.state {
+            KeyState::Enabled => self.rotation.map(|rotation| rotation.next_ms),
+            _ => self.deletion.map(|deletion| deletion.due_ms),
+        }
     }
 }
 
@@ -257,6 +263,22 @@ impl Registry {
         stream::iter(rows).map(|row| self.open(row, deadline)).buffered(CHECKS_AT_ONCE).try_collect().await
     }
 
+    /// Every row of one kind that belongs to a key, in the order of their ids.
+    pub async fn of_key<T: Stored>(&self, key: &RowId, deadline: Instant) -> Result<Vec<Held<T>>> {
+        const PAGE: u32 = 100;
+        let mut rows: Vec<Held<T>> = Vec::new();
+        loop {
+            let after = rows.last().map(|row| row.id.id.clone());
+            let page: Vec<Held<T>> =
+                self.page(&key.region, &key.account, Some(&key.id), after.as_deref(), PAGE, deadline).await?;
+            let more = page.len() == PAGE as usize;
+            rows.extend(page);
+            if !more {
+                return Ok(rows);
+            }
+        }
+    }
+
     /// A row as a value, if its MAC fits.
     pub async fn open<T: Stored>(&self, row: Row, deadline: Instant) -> Result<Held<T>> {
         let mac = self.mac(&row, deadline).await?;
@@ -327,20 +349,16 @@ impl Registry {
     /// makes the next lease durable first where none is left.
     ///
     /// # Errors
-    /// KMSInvalidStateException when the key has no use left
-    /// (NIST SP 800-38D, 8.3): it goes on decrypting.
+    /// Those of the store and the HSM; nothing is taken then.
     pub async fn take_use(&self, backing: &LoadedBacking, deadline: Instant) -> Result<UseTaken> {
         let mut lease = backing.lease.lock().await;
         if lease.left > 0 {
             lease.left -= 1;
-            return Ok(UseTaken { warned: false });
+            return Ok(UseTaken::Granted);
         }
         let leased = lease.held.value.uses_leased + LEASE_USES;
         if leased > USES_MAX {
-            return Err(Error::new(
-                Exception::KmsInvalidState,
-                "The key has encrypted as often as NIST SP 800-38D allows with random IVs; it only decrypts from now on.",
-            ));
+            return Ok(UseTaken::Spent);
         }
         let mut value = lease.held.value.clone();
         let before = std::mem::replace(&mut value.uses_leased, leased);
@@ -356,7 +374,10 @@ impl Registry {
         })?;
         lease.held = Held { id: lease.held.id.clone(), version: lease.held.version + 1, value };
         lease.left = LEASE_USES - 1;
-        Ok(UseTaken { warned: before < USES_WARNING && leased >= USES_WARNING })
+        Ok(match before < USES_WARNING && leased >= USES_WARNING {
+            true => UseTaken::Warned,
+            false => UseTaken::Granted,
+        })
     }
 
     /// Moves every backing key's use count ahead, after a restore. Returns how
@@ -416,9 +437,14 @@ impl Registry {
 
 /// What taking a use of a backing key came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UseTaken {
-    /// Three quarters of the key's uses are leased now, and were not before.
-    pub warned: bool,
+pub enum UseTaken {
+    /// It is taken.
+    Granted,
+    /// It is taken; three quarters of the key's uses are leased now, and were
+    /// not before.
+    Warned,
+    /// No use is left (NIST SP 800-38D, 8.3): the material only decrypts.
+    Spent,
 }
 
 fn tampered(id: &RowId) -> Error {

@@ -54,8 +54,8 @@ impl Stored for Intent {
 
 impl Intent {
     /// Before a key's object is made.
-    pub fn create(key: &RowId, value: &Key, backing: BackingId) -> Held<Intent> {
-        Self::held(Effect::Create, key, value, backing, value.created_ms)
+    pub fn create(key: &RowId, value: &Key, backing: BackingId, now_ms: i64) -> Held<Intent> {
+        Self::held(Effect::Create, key, value, backing, now_ms)
     }
 
     /// Together with the commit after which a key's object is destroyed.

@@ -2,6 +2,7 @@
 
 mod clock;
 mod deletion;
+mod due;
 pub mod integrity;
 mod intent;
 pub mod members;
@@ -34,7 +35,7 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
         for (job, result) in [
             ("unrecorded calls", unrecorded(&app).await),
             ("intents", intent::settle(&app).await),
-            ("deletions", deletion::run(&app).await),
+            ("keys that are due", due::run(&app).await),
         ] {
             if let Err(error) = result {
                 tracing::warn!(job, %error, detail = error.detail, "a job failed; it is tried again");

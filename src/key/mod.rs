@@ -8,7 +8,7 @@ pub mod spec;
 mod state;
 
 pub use ciphertext::{Ciphertext, Header};
-pub use rows::{Alias, BackingKey, Deletion, Key};
+pub use rows::{Alias, BackingKey, DAY_MS, Deletion, Key, Rotated, Rotation};
 pub use state::{Stage, check};
 
 use crate::store::RowId;

@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::hsm::{BackingId, Blob, Home, KeyRef, Made, Material, Use};
-use crate::proto::kms::{KeyManagerType, KeySpec, KeyState, KeyUsageType, OriginType};
+use crate::proto::kms::{KeyManagerType, KeySpec, KeyState, KeyUsageType, OriginType, RotationType};
 use crate::wire;
+
+/// A day in milliseconds.
+pub const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// A KMS key. Its Region, account and id are the row's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,8 +39,14 @@ pub struct Key {
     pub policy: String,
     /// Tags.
     pub tags: BTreeMap<String, String>,
-    /// The material that new work uses.
-    pub current: BackingId,
+    /// The material that new work uses; none before the first import.
+    pub current: Option<BackingId>,
+    /// The automatic rotation, where it is enabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<Rotation>,
+    /// Rotations on demand so far.
+    #[serde(default)]
+    pub rotations_on_demand: u32,
     /// CustomKeyStoreId; none for the default key store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom_key_store_id: Option<String>,
@@ -50,6 +59,32 @@ pub struct Deletion {
     pub due_ms: i64,
     /// PendingWindowInDays.
     pub window_days: i32,
+}
+
+/// The automatic rotation of a key's material.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// RotationPeriodInDays.
+    pub period_days: i32,
+    /// NextRotationDate, milliseconds since the epoch.
+    pub next_ms: i64,
+}
+
+impl Rotation {
+    /// A rotation whose period begins now.
+    pub fn from_now(period_days: i32, now_ms: i64) -> Self {
+        Rotation { period_days, next_ms: now_ms + i64::from(period_days) * DAY_MS }
+    }
+}
+
+/// How a version of the material became the current one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotated {
+    /// RotationDate, milliseconds since the epoch.
+    pub at_ms: i64,
+    /// RotationType.
+    #[serde(with = "wire::text")]
+    pub by: RotationType,
 }
 
 /// One version of a key's material. Its id in hex is the row's id.
@@ -71,6 +106,9 @@ pub struct BackingKey {
     pub created_ms: i64,
     /// Uses with a random IV that were leased so far (NIST SP 800-38D, 8.3).
     pub uses_leased: u64,
+    /// The rotation that made it current; none for a key's first material.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated: Option<Rotated>,
 }
 
 /// [`Home`] as it is in a row.
@@ -101,7 +139,7 @@ pub struct Alias {
 
 impl BackingKey {
     /// The row of a backing key that was just made.
-    pub fn new(key_id: &str, key: &Key, made: &Made) -> Self {
+    pub fn new(key_id: &str, key: &Key, made: &Made, created_ms: i64) -> Self {
         let home = match &made.key.home {
             Home::Wrapped { by, blob } => StoredHome::Wrapped { by: *by, blob: Blob(blob.clone()) },
             Home::Resident => StoredHome::Resident,
@@ -113,8 +151,9 @@ impl BackingKey {
             usage: key.usage,
             home,
             public_key,
-            created_ms: key.created_ms,
+            created_ms,
             uses_leased: 0,
+            rotated: None,
         }
     }
 

@@ -1,10 +1,9 @@
 //! The end of a key: scheduled, cancelled; [`crate::jobs`] carries it out.
 
 use super::prelude::*;
-use crate::key::Deletion;
+use crate::key::{DAY_MS, Deletion};
 
 const WINDOW_DAYS: i32 = 30;
-const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// Deletes a key after a waiting period.
 pub struct ScheduleKeyDeletion;

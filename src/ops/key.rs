@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use super::material::public_key;
 use super::prelude::*;
-use crate::hsm::{BackingId, Cluster, HsmError, Residence};
-use crate::jobs::Intent;
-use crate::key::{BackingKey, Key as KeyRow};
+use crate::hsm::{Cluster, HsmError};
+use crate::key::Key as KeyRow;
+use crate::material;
 use crate::policy;
 use crate::registry::LoadedKey;
-use crate::store::{Commit, Kind};
+use crate::store::Kind;
 
 /// KMS's limit of tags on a key.
 const TAGS_MAX: usize = 50;
@@ -57,10 +57,6 @@ impl Operation for CreateKey {
             call.authorise("kms:TagResource", account.into_inner())?;
         }
         let policy = key_policy(call, request)?;
-        let material = spec::material(spec)
-            .ok_or_else(|| spec::unsupported(spec, "no module that Strongroom knows makes such keys"))?;
-        let purpose =
-            spec::hsm_use(usage).ok_or_else(|| spec::unsupported(spec, "its usage is not offered"))?;
         let cluster = call.default_cluster()?.clone();
         check_capability(&cluster, spec, usage)?;
 
@@ -70,8 +66,7 @@ impl Operation for CreateKey {
             account: call.account().to_owned(),
             id: uuid::Uuid::new_v4().to_string(),
         };
-        let id = BackingId::random().map_err(from_hsm)?;
-        let key = KeyRow {
+        let mut key = KeyRow {
             spec,
             usage,
             state: kms::KeyState::Enabled,
@@ -82,16 +77,15 @@ impl Operation for CreateKey {
             deletion: None,
             policy,
             tags,
-            current: id,
+            current: None,
+            rotation: None,
+            rotations_on_demand: 0,
             custom_key_store_id: None,
         };
-        if cluster.residence(material) == Some(Residence::Resident) {
-            intend(call, &row, &key).await?;
-        }
-        let made = cluster.generate(id, material, purpose, call.deadline).await.map_err(from_hsm)?;
+        let version = material::make(&call.app, &cluster, &row, &key, call.now_ms, call.deadline).await?;
+        key.current = Some(version.id);
         call.change(Draft::insert(row.clone(), &key)?);
-        let backing = RowId { kind: Kind::BackingKey, id: made.key.id.to_string(), ..row.clone() };
-        call.change(Draft::insert(backing, &BackingKey::new(&row.id, &key, &made))?);
+        version.drafts(&row)?.into_iter().for_each(|draft| call.change(draft));
         call.names(&row.account, &crate::key::arn_of_key(&row));
         Ok(kms::CreateKeyResponse { key_metadata: Some(metadata(call, &row, &key)) })
     }
@@ -284,12 +278,18 @@ impl<T: crate::registry::Stored> Page<T> {
             .await?;
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);
-        let next = rows.last().filter(|_| more).map(|last| hex::encode(&last.id.id));
+        let next = rows.last().filter(|_| more).map(|last| self::marker(&last.id.id));
         Ok(Page { rows, next })
     }
 }
 
-fn unmarked(marker: &str) -> Result<String> {
+/// NextMarker: the id of a page's last row, in hex so that nobody builds on it.
+pub(super) fn marker(id: &str) -> String {
+    hex::encode(id)
+}
+
+/// The id in a marker.
+pub(super) fn unmarked(marker: &str) -> Result<String> {
     let text = hex::decode(marker).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     text.ok_or_else(|| Error::new(Exception::InvalidMarker, "Could not deserialize token."))
 }
@@ -318,7 +318,9 @@ fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> kms::KeyMetadata {
         mac_algorithms: numbers(spec::mac_algorithms(key.spec)),
         multi_region: Some(false),
         current_key_material_id: (key.spec == kms::KeySpec::SymmetricDefault)
-            .then(|| key.current.to_string()),
+            .then_some(key.current)
+            .flatten()
+            .map(|id| id.to_string()),
         ..Default::default()
     }
 }
@@ -412,27 +414,12 @@ fn check_capability(cluster: &Cluster, spec: kms::KeySpec, usage: kms::KeyUsageT
     if offered.is_empty() {
         return Err(from_hsm(HsmError::Unavailable("no member was attached yet".to_owned())));
     }
-    let needs = spec::needs(spec, usage).unwrap_or_default();
+    let needs = spec::needs(spec, usage)
+        .ok_or_else(|| spec::unsupported(spec, "no module that Strongroom knows makes such keys"))?;
     match needs.into_iter().find(|need| !offered.contains(need)) {
         None => Ok(()),
         Some(lacking) => {
             Err(spec::unsupported(spec, &format!("no HSM of the cluster passed its self-test of {lacking}")))
         }
     }
-}
-
-/// Notes that an object is about to be made in the tokens, so that a crash
-/// leaves nothing half made: at restart an intent whose key is not in the
-/// store is undone. The key's own commit removes it.
-async fn intend(call: &mut Call, row: &RowId, key: &KeyRow) -> Result<()> {
-    let held = Intent::create(row, key, key.current);
-    let drafts = [Draft::insert(held.id.clone(), &held.value)?];
-    let changes = call.app.registry.seal(&drafts, call.deadline).await?;
-    call.app
-        .store
-        .commit(Commit { changes, events: Vec::new() })
-        .await
-        .map_err(crate::registry::from_store)?;
-    call.change(Draft::delete(&held));
-    Ok(())
 }

@@ -10,7 +10,8 @@ use zeroize::Zeroizing;
 use super::prelude::*;
 use crate::hsm::{BackingId, HsmError};
 use crate::key::{Ciphertext, Header, public};
-use crate::registry::LoadedBacking;
+use crate::material;
+use crate::registry::{LoadedBacking, UseTaken};
 
 /// KMS's limit of an encryption context, in bytes of all its keys and values.
 const CONTEXT_BYTES_MAX: usize = 8192;
@@ -46,9 +47,9 @@ pub(super) fn incompatible(algorithm: &str, key: &Key) -> Error {
 
 /// The material that new work uses.
 pub(super) async fn current(call: &Call, key: &Allowed<Key>) -> Result<Arc<LoadedBacking>> {
-    backing(call, key, key.held.value.current)
-        .await?
-        .ok_or_else(|| Error::internal(format!("{} has no material", key.arn)))
+    let missing = || Error::internal(format!("{} has no material", key.arn));
+    let id = key.held.value.current.ok_or_else(missing)?;
+    backing(call, key, id).await?.ok_or_else(missing)
 }
 
 /// A version of the key's material, by its id.
@@ -125,13 +126,14 @@ pub(super) async fn encrypt(
     context: &HashMap<String, String>,
     plaintext: &[u8],
 ) -> Result<Encrypted> {
-    let backing = current(call, key).await?;
+    let mut backing = current(call, key).await?;
     if let Some(hash) = spec::oaep_hash(algorithm) {
         return oaep(&backing, hash, plaintext).map(|blob| Encrypted { blob, material_id: None });
     }
-    let taken = call.app.registry.take_use(&backing, call.deadline).await?;
-    if taken.warned {
-        warn_of_uses(call, key)?;
+    match call.app.registry.take_use(&backing, call.deadline).await? {
+        UseTaken::Granted => (),
+        UseTaken::Warned => warn_of_uses(call, key)?,
+        UseTaken::Spent => backing = successor(call, key).await?,
     }
     let header = Header { key_id: key.held.id.id.clone(), backing: backing.key.id };
     let unreadable = || Error::internal(format!("{} has an id that no ciphertext can carry", key.arn));
@@ -143,6 +145,26 @@ pub(super) async fn encrypt(
         .map_err(from_hsm)?;
     let blob = header.join(&sealed).ok_or_else(unreadable)?;
     Ok(Encrypted { blob, material_id: Some(backing.key.id.to_string()) })
+}
+
+/// New material in the place of one that has encrypted as often as it may, and
+/// its first use. Only material that the HSM makes has a successor by itself.
+async fn successor(call: &Call, key: &Allowed<Key>) -> Result<Arc<LoadedBacking>> {
+    if key.held.value.origin != kms::OriginType::AwsKms {
+        return Err(Error::new(
+            Exception::KmsInvalidState,
+            format!(
+                "{} has encrypted as often as NIST SP 800-38D allows with random IVs; it only decrypts until new key material is imported and rotated to.",
+                key.arn
+            ),
+        ));
+    }
+    let kind = kms::RotationType::Automatic;
+    let id = material::rotate_by_itself(&call.app, &key.held, kind, call.deadline).await?;
+    let missing = || Error::internal(format!("{} has no material", key.arn));
+    let backing = backing(call, key, id).await?.ok_or_else(missing)?;
+    call.app.registry.take_use(&backing, call.deadline).await?;
+    Ok(backing)
 }
 
 fn oaep(backing: &LoadedBacking, hash: crate::hsm::Hash, plaintext: &[u8]) -> Result<Vec<u8>> {

@@ -13,6 +13,7 @@ mod key;
 mod mac;
 mod material;
 mod random;
+mod rotation;
 mod signature;
 
 use crate::operation::Operation;
@@ -40,6 +41,7 @@ macro_rules! operations {
 operations! {
     key: CreateKey DescribeKey ListKeys UpdateKeyDescription EnableKey DisableKey GetPublicKey,
     deletion: ScheduleKeyDeletion CancelKeyDeletion,
+    rotation: EnableKeyRotation DisableKeyRotation GetKeyRotationStatus RotateKeyOnDemand ListKeyRotations,
     alias: CreateAlias UpdateAlias DeleteAlias ListAliases,
     cipher: Encrypt Decrypt ReEncrypt,
     data_key: GenerateDataKey GenerateDataKeyWithoutPlaintext GenerateDataKeyPair GenerateDataKeyPairWithoutPlaintext,

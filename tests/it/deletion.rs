@@ -1,38 +1,22 @@
 //! The end of a key, a month ahead.
 
 use std::fs;
-use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use strongroom::proto::kms::{self, KeySpec};
 
-use crate::support::{Instance, eventually};
+use crate::support::{Instance, eventually, faketime, named};
 
 const SYMMETRIC: KeySpec = KeySpec::SymmetricDefault;
 const EDWARDS: KeySpec = KeySpec::EccNistEdwards25519;
-const FAKETIME: [&str; 3] = [
-    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
-    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
-    "/usr/lib/faketime/libfaketimeMT.so.1",
-];
-
-/// libfaketime, which lets a process believe in another time.
-fn faketime() -> Option<PathBuf> {
-    FAKETIME.iter().map(PathBuf::from).find(|path| path.is_file())
-}
-
 /// Whether some bytes are in a file of the store.
 fn is_in_store(instance: &Instance, needle: &[u8]) -> bool {
     fs::read_dir(instance.path("data")).unwrap().any(|entry| {
         let bytes = fs::read(entry.unwrap().path()).unwrap_or_default();
         bytes.windows(needle.len()).any(|window| window == needle)
     })
-}
-
-fn named<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
-    events.iter().filter(|event| event["eventName"] == name).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

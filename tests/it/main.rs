@@ -22,6 +22,7 @@ mod operated;
 mod outage;
 mod policy;
 mod rights;
+mod rotation;
 mod secrecy;
 mod store;
 mod store_sqlite;

@@ -12,7 +12,7 @@ use tonic_prost::ProstCodec;
 use crate::support::{Client, LONG, Refusal};
 
 /// A well-formed request of every operation, enums by their numbers.
-const REQUESTS: [(&str, &str); 32] = [
+const REQUESTS: [(&str, &str); 37] = [
     ("CreateKey", "{}"),
     ("DescribeKey", r#"{"keyId": "KEY"}"#),
     ("ListKeys", "{}"),
@@ -22,6 +22,11 @@ const REQUESTS: [(&str, &str); 32] = [
     ("ScheduleKeyDeletion", r#"{"keyId": "KEY"}"#),
     ("CancelKeyDeletion", r#"{"keyId": "KEY"}"#),
     ("GetPublicKey", r#"{"keyId": "KEY"}"#),
+    ("EnableKeyRotation", r#"{"keyId": "KEY"}"#),
+    ("DisableKeyRotation", r#"{"keyId": "KEY"}"#),
+    ("GetKeyRotationStatus", r#"{"keyId": "KEY"}"#),
+    ("RotateKeyOnDemand", r#"{"keyId": "KEY"}"#),
+    ("ListKeyRotations", r#"{"keyId": "KEY"}"#),
     ("CreateAlias", r#"{"aliasName": "alias/new", "targetKeyId": "KEY"}"#),
     ("UpdateAlias", r#"{"aliasName": "alias/old", "targetKeyId": "KEY"}"#),
     ("DeleteAlias", r#"{"aliasName": "alias/old"}"#),

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
@@ -37,6 +38,26 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
         }
     });
     assert!(waited.await.is_ok(), "this never came true: {what}");
+}
+
+const FAKETIME: [&str; 3] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/faketime/libfaketimeMT.so.1",
+];
+
+/// libfaketime, which lets a process believe in another time.
+pub fn faketime() -> Option<PathBuf> {
+    let found = FAKETIME.iter().map(PathBuf::from).find(|path| path.is_file());
+    if found.is_none() {
+        eprintln!("skipped: install libfaketime (Debian: apt-get install faketime)");
+    }
+    found
+}
+
+/// The events with this eventName.
+pub fn named<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
+    events.iter().filter(|event| event["eventName"] == name).collect()
 }
 
 /// How often a test with chance in it runs: `make soak` asks for more than the
