@@ -122,10 +122,11 @@ impl<'a> Forms<'a> {
 
     fn message(&mut self, message: &MessageDescriptor) -> Result<(), Error> {
         let path = rust_path(message.package_name(), message.name());
-        let (mut checks, mut entries) = (String::new(), String::new());
+        let (mut checks, mut entries, mut brought) = (String::new(), String::new(), String::new());
         for field in message.fields() {
             self.check(&mut checks, &field)?;
             self.entry(&mut entries, &field)?;
+            self.brought(&mut brought, &field)?;
         }
         writeln!(
             self.code,
@@ -139,7 +140,69 @@ impl<'a> Forms<'a> {
              impl std::fmt::Debug for {path} {{
              fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {{ Event(self).debug(f) }} }}"
         )?;
+        if message.name().ends_with("Request") {
+            self.brings(&path, message, &brought)?;
+        }
         Ok(())
+    }
+
+    /// What a request brings to the conditions of policies.
+    fn brings(&mut self, path: &str, message: &MessageDescriptor, brought: &str) -> Result<(), Error> {
+        let tokens = match message.get_field_by_name("grant_tokens") {
+            Some(_) => "fn grant_tokens(&self) -> &[String] { &self.grant_tokens }",
+            None => "",
+        };
+        writeln!(
+            self.code,
+            "impl Brings for {path} {{ fn brings(&self) -> Vec<Brought<'_>> {{
+             #[allow(unused_mut, reason = \"not every message has such members\")]
+             let mut all = Vec::new(); {brought} all }} {tokens} }}"
+        )?;
+        Ok(())
+    }
+
+    /// What one field brings, if the option `condition` says so.
+    fn brought(&self, code: &mut String, field: &FieldDescriptor) -> Result<(), Error> {
+        let Some((key, action)) = self.condition(field) else { return Ok(()) };
+        let text = |value: &str| match field.kind() {
+            Kind::Enum(each) => {
+                let path = rust_path(each.package_name(), each.name());
+                format!("enum_text::<{path}>(*{value})")
+            }
+            Kind::String => format!("std::borrow::Cow::Borrowed({value}.as_str())"),
+            Kind::Message(_) => format!("crate::conditions::time_text({value}).into()"),
+            _ => format!("{value}.to_string().into()"),
+        };
+        let rust = field.name();
+        let is_tag = |kind: &Kind| matches!(kind, Kind::Message(message) if message.name() == "Tag");
+        let (given, value) = if field.is_map() {
+            (format!("!self.{rust}.is_empty()"), format!("BroughtValue::Map(&self.{rust})"))
+        } else if field.is_list() && is_tag(&field.kind()) {
+            (format!("!self.{rust}.is_empty()"), format!("BroughtValue::Tags(&self.{rust})"))
+        } else if field.is_list() {
+            let texts = format!("self.{rust}.iter().map(|value| {}).collect()", text("value"));
+            (format!("!self.{rust}.is_empty()"), format!("BroughtValue::Texts({texts})"))
+        } else {
+            (format!("let Some(value) = &self.{rust}"), format!("BroughtValue::Text({})", text("value")))
+        };
+        writeln!(
+            code,
+            "if {given} {{ all.push(Brought {{ key: {key:?}, action: {action:?}, value: {value} }}); }}"
+        )?;
+        Ok(())
+    }
+
+    /// The condition key that a field brings, and to which action alone.
+    fn condition(&self, field: &FieldDescriptor) -> Option<(String, Option<String>)> {
+        let options = field.options();
+        let extension = self.pool.get_extension_by_name("strongroom.options.v1.condition")?;
+        let value = options.has_extension(&extension).then(|| options.get_extension(&extension))?;
+        let text = |name: &str| {
+            let message = value.as_message()?;
+            let given = message.has_field_by_name(name).then(|| message.get_field_by_name(name)).flatten()?;
+            given.as_str().map(str::to_owned)
+        };
+        Some((text("key")?, text("action")))
     }
 
     /// The limits of one field.
@@ -158,6 +221,9 @@ impl<'a> Forms<'a> {
             return Ok(());
         }
         if field.is_list() {
+            if limits.required {
+                writeln!(code, "if self.{rust}.is_empty() {{ found.null(&at.member({name:?})); }}")?;
+            }
             // An empty list is an absent one on this wire, so it is never too short.
             let most = Limits { min: None, ..limits.clone() };
             let (length, at) =

@@ -1,29 +1,97 @@
 //! What keeps one principal from taking the service from the others: a share
-//! of the calls that run, and a rate of denials.
+//! of the calls that run, and a rate of denials; and one account: KMS's request
+//! quotas, by group of operations, and its counts of what there may be.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Exception, Result};
+use crate::key::spec;
+use crate::proto::kms::KeySpec;
+use crate::wire::Text as _;
 
 /// When a call that was not let in may be tried again.
 const RETRY: Duration = Duration::from_millis(50);
 
 /// How much of each.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Limits {
+    /// What there may be.
+    pub counts: Counts,
+    /// How often an account may ask.
+    pub quotas: Quotas,
     /// Most calls of one principal at a time.
     pub requests_per_principal_max: u32,
     /// Denials of one principal, after the burst.
     pub denials_per_second: NonZeroU32,
     /// Denials of one principal at once.
     pub denials_burst: NonZeroU32,
+}
+
+/// How many things there may be: KMS's resource quotas.
+#[derive(Debug, Clone, Copy)]
+pub struct Counts {
+    /// Keys of an account in a Region.
+    pub keys_per_account_max: u64,
+    /// Aliases of an account in a Region.
+    pub aliases_per_account_max: u64,
+    /// Aliases of a key.
+    pub aliases_per_key_max: u64,
+    /// Grants of a key.
+    pub grants_per_key_max: u64,
+}
+
+/// How many requests a second an account may make: KMS's request quotas. As many
+/// may come at once.
+#[derive(Debug, Clone)]
+pub struct Quotas {
+    /// Cryptographic operations with symmetric keys, and random bytes, together.
+    pub symmetric_per_second: NonZeroU32,
+    /// Cryptographic operations with RSA keys, together.
+    pub rsa_per_second: NonZeroU32,
+    /// Cryptographic operations with elliptic curve and other key pairs, together.
+    pub ecc_per_second: NonZeroU32,
+    /// Cryptographic operations with the keys of one custom key store, together.
+    pub custom_key_store_per_second: NonZeroU32,
+    /// Each other operation.
+    pub operation_per_second: NonZeroU32,
+    /// Operations that have a quota of their own.
+    pub operations: BTreeMap<String, NonZeroU32>,
+}
+
+/// What shares a quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group<'a> {
+    /// Cryptography with symmetric keys.
+    Symmetric,
+    /// Cryptography with RSA keys.
+    Rsa,
+    /// Cryptography with other key pairs.
+    Ecc,
+    /// Cryptography with keys of this custom key store.
+    CustomKeyStore(&'a String),
+    /// One operation.
+    Operation(&'static str),
+}
+
+impl Group<'_> {
+    /// The group of cryptographic operations with such a key of AWS's own key
+    /// store, or with none.
+    pub fn of_key(key: Option<KeySpec>) -> Self {
+        match key {
+            Some(spec) if spec.text().starts_with("RSA_") => Group::Rsa,
+            Some(KeySpec::SymmetricDefault) | None => Group::Symmetric,
+            Some(spec) if !spec::mac_algorithms(spec).is_empty() => Group::Symmetric,
+            Some(_) => Group::Ecc,
+        }
+    }
 }
 
 /// The brakes of a daemon; a reload replaces their limits.
@@ -35,6 +103,14 @@ pub struct Brakes {
 struct InForce {
     limits: Limits,
     denials: DefaultKeyedRateLimiter<String>,
+    symmetric: DefaultKeyedRateLimiter<String>,
+    rsa: DefaultKeyedRateLimiter<String>,
+    ecc: DefaultKeyedRateLimiter<String>,
+    /// By store.
+    custom_key_stores: DefaultKeyedRateLimiter<String>,
+    /// By account and operation, for those without a quota of their own.
+    others: DefaultKeyedRateLimiter<(String, &'static str)>,
+    operations: HashMap<String, DefaultKeyedRateLimiter<String>>,
 }
 
 impl Brakes {
@@ -56,6 +132,30 @@ impl Brakes {
         in_force.denials.until_key_ready(&principal.to_owned()).await;
     }
 
+    /// What there may be.
+    pub fn counts(&self) -> Counts {
+        self.in_force.load().limits.counts
+    }
+
+    /// Takes one request out of an account's quota.
+    ///
+    /// # Errors
+    /// ThrottlingException.
+    pub fn request(&self, account: &String, group: Group<'_>) -> Result<()> {
+        let in_force = self.in_force.load();
+        let taken = match group {
+            Group::Symmetric => in_force.symmetric.check_key(account),
+            Group::Rsa => in_force.rsa.check_key(account),
+            Group::Ecc => in_force.ecc.check_key(account),
+            Group::CustomKeyStore(id) => in_force.custom_key_stores.check_key(id),
+            Group::Operation(name) => match in_force.operations.get(name) {
+                Some(own) => own.check_key(account),
+                None => in_force.others.check_key(&(account.clone(), name)),
+            },
+        };
+        taken.map_err(|refused| throttled(refused.wait_time_from(DefaultClock::default().now())))
+    }
+
     /// Lets a principal's call in, if it has not too many running: one
     /// principal cannot take every session of the HSM from the others.
     ///
@@ -66,11 +166,7 @@ impl Brakes {
         let mut running = self.running.lock();
         let count = running.entry(principal.to_owned()).or_insert(0);
         if *count >= most {
-            return Err(Error::new(
-                Exception::Throttling,
-                "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.",
-            )
-            .retry_after(RETRY));
+            return Err(throttled(RETRY));
         }
         *count += 1;
         Ok(Admission { brakes: self, principal: principal.to_owned() })
@@ -79,9 +175,28 @@ impl Brakes {
 
 impl InForce {
     fn new(limits: Limits) -> Self {
-        let quota = Quota::per_second(limits.denials_per_second).allow_burst(limits.denials_burst);
-        InForce { limits, denials: RateLimiter::keyed(quota) }
+        let denials = Quota::per_second(limits.denials_per_second).allow_burst(limits.denials_burst);
+        let of = |per_second| RateLimiter::keyed(Quota::per_second(per_second));
+        let quotas = &limits.quotas;
+        InForce {
+            denials: RateLimiter::keyed(denials),
+            symmetric: of(quotas.symmetric_per_second),
+            rsa: of(quotas.rsa_per_second),
+            ecc: of(quotas.ecc_per_second),
+            custom_key_stores: of(quotas.custom_key_store_per_second),
+            others: RateLimiter::keyed(Quota::per_second(quotas.operation_per_second)),
+            operations: quotas.operations.iter().map(|(name, own)| (name.clone(), of(*own))).collect(),
+            limits,
+        }
     }
+}
+
+fn throttled(wait: Duration) -> Error {
+    Error::new(
+        Exception::Throttling,
+        "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.",
+    )
+    .retry_after(wait)
 }
 
 /// A call that was let in, until it is dropped.
@@ -106,11 +221,52 @@ impl Drop for Admission<'_> {
 mod tests {
     use super::*;
 
+    fn limits(most: u32) -> Limits {
+        let (one, two) = (NonZeroU32::MIN, NonZeroU32::new(2).unwrap());
+        Limits {
+            requests_per_principal_max: most,
+            denials_per_second: one,
+            denials_burst: one,
+            counts: Counts {
+                keys_per_account_max: 1,
+                aliases_per_account_max: 1,
+                aliases_per_key_max: 1,
+                grants_per_key_max: 1,
+            },
+            quotas: Quotas {
+                symmetric_per_second: two,
+                rsa_per_second: one,
+                ecc_per_second: one,
+                custom_key_store_per_second: one,
+                operation_per_second: one,
+                operations: [("CreateKey".to_owned(), two)].into(),
+            },
+        }
+    }
+
+    #[test]
+    fn an_account_has_its_quota_of_each_group() {
+        let brakes = Brakes::new(limits(9));
+        let (one, other) = ("111122223333".to_owned(), "444455556666".to_owned());
+        let symmetric = Group::of_key(Some(KeySpec::Hmac256));
+        assert!(brakes.request(&one, symmetric).is_ok());
+        assert!(brakes.request(&one, Group::of_key(None)).is_ok());
+        let refused = brakes.request(&one, symmetric).unwrap_err();
+        assert_eq!(refused.exception, Exception::Throttling);
+        assert!(refused.retry_after.is_some_and(|wait| wait <= Duration::from_millis(500)));
+        assert!(brakes.request(&other, symmetric).is_ok());
+        assert!(brakes.request(&one, Group::of_key(Some(KeySpec::Rsa2048))).is_ok());
+        assert!(brakes.request(&one, Group::of_key(Some(KeySpec::EccNistP256))).is_ok());
+        for name in ["CreateKey", "CreateKey", "CreateAlias", "DeleteAlias"] {
+            assert!(brakes.request(&one, Group::Operation(name)).is_ok(), "{name}");
+        }
+        for name in ["CreateKey", "CreateAlias"] {
+            assert!(brakes.request(&one, Group::Operation(name)).is_err(), "{name}");
+        }
+    }
+
     #[test]
     fn one_principals_share_leaves_the_others_theirs() {
-        let one = NonZeroU32::MIN;
-        let limits =
-            |most| Limits { requests_per_principal_max: most, denials_per_second: one, denials_burst: one };
         let brakes = Brakes::new(limits(2));
         let first = brakes.admit("greedy").unwrap();
         let _second = brakes.admit("greedy").unwrap();

@@ -1,6 +1,7 @@
 //! Who calls: what a connection proves, and the principal that the
 //! configuration makes of it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ pub struct Principal {
     pub principal_id: String,
     /// Its identity policies.
     pub policies: Vec<Arc<Policy>>,
+    /// Its tags, `aws:PrincipalTag/…`.
+    pub tags: BTreeMap<String, String>,
 }
 
 /// One way in which a peer proved who it is.
@@ -104,6 +107,7 @@ impl Principal {
             principal_id: name.clone(),
             name,
             policies: Vec::new(),
+            tags: BTreeMap::new(),
         }
     }
 
@@ -120,6 +124,14 @@ impl Caller {
             (Some(tls), _) => tls.certificate_sha256.chars().take(SESSION_NAME_CHARS).collect(),
             (None, Origin::Unix { uid, .. }) => format!("uid-{uid}"),
             (None, Origin::Tcp(address)) => address.ip().to_string(),
+        }
+    }
+
+    /// `aws:userid`: the principal's id, with the session's name for a role.
+    pub fn user_id(&self) -> String {
+        match self.principal.kind {
+            PrincipalKind::Role => format!("{}:{}", self.principal.principal_id, self.session_name()),
+            PrincipalKind::Root | PrincipalKind::User => self.principal.principal_id.clone(),
         }
     }
 

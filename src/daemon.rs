@@ -534,6 +534,25 @@ fn brake_limits(config: &Config) -> brakes::Limits {
         requests_per_principal_max: config.limits.requests_per_principal_max,
         denials_per_second: at_least_one(config.limits.denials_per_second),
         denials_burst: at_least_one(config.limits.denials_burst),
+        counts: brakes::Counts {
+            keys_per_account_max: config.limits.keys_per_account_max,
+            aliases_per_account_max: config.limits.aliases_per_account_max,
+            aliases_per_key_max: config.limits.aliases_per_key_max,
+            grants_per_key_max: config.limits.grants_per_key_max,
+        },
+        quotas: brakes::Quotas {
+            symmetric_per_second: at_least_one(config.quotas.symmetric_per_second),
+            rsa_per_second: at_least_one(config.quotas.rsa_per_second),
+            ecc_per_second: at_least_one(config.quotas.ecc_per_second),
+            custom_key_store_per_second: at_least_one(config.quotas.custom_key_store_per_second),
+            operation_per_second: at_least_one(config.quotas.operation_per_second),
+            operations: config
+                .quotas
+                .operations
+                .iter()
+                .map(|(name, own)| (name.clone(), at_least_one(*own)))
+                .collect(),
+        },
     }
 }
 

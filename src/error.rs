@@ -65,6 +65,7 @@ exceptions! {
     InvalidAliasName "InvalidAliasNameException" Caller InvalidArgument 400,
     InvalidArn "InvalidArnException" Caller InvalidArgument 400,
     InvalidCiphertext "InvalidCiphertextException" Caller InvalidArgument 400,
+    InvalidGrantId "InvalidGrantIdException" Caller InvalidArgument 400,
     InvalidGrantToken "InvalidGrantTokenException" Caller InvalidArgument 400,
     InvalidKeyUsage "InvalidKeyUsageException" Caller InvalidArgument 400,
     InvalidMarker "InvalidMarkerException" Caller InvalidArgument 400,

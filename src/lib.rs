@@ -33,6 +33,7 @@
 
 // What the API does, and around it.
 pub mod app;
+pub mod authority;
 pub mod brakes;
 pub mod caller;
 pub mod conditions;

@@ -13,7 +13,6 @@
 //!   changes and the event that explains them. What cannot be recorded is not
 //!   answered.
 
-use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -26,12 +25,13 @@ use tracing::Instrument as _;
 
 use crate::app::App;
 use crate::audit::record::{Context, EventResource, Record};
-use crate::caller::{Caller, Origin, PrincipalKind};
-use crate::conditions;
+use crate::authority::{self, Question};
+use crate::brakes::Group;
+use crate::caller::{Caller, Origin};
+use crate::conditions::{Brings, Brought, Facts};
 use crate::error::{Error, Exception, Fault, Result};
-use crate::key;
-use crate::policy::{self, Policy};
-use crate::registry::{self, Draft};
+use crate::policy::{self, Decision, Policy};
+use crate::registry::{self, Draft, LoadedGrant, LoadedKey};
 use crate::resource::Resource;
 use crate::store::{Change, Commit, NewEvent};
 use crate::wire::Form;
@@ -84,11 +84,14 @@ pub trait Operation: Send + Sync + 'static {
     const ACTION: &'static str;
     /// The event's readOnly; a read-only operation's answer is not recorded.
     const READ_ONLY: bool;
+    /// Whether it uses a key, so that it shares KMS's quota of such operations;
+    /// each other operation has its own.
+    const CRYPTOGRAPHIC: bool = false;
     /// Longest that it may take, where that is not what the configuration says
     /// for all.
     const TIMEOUT: Option<Duration> = None;
     /// What the caller sends.
-    type Request: Form + Default + Send + Sync + 'static;
+    type Request: Form + Brings + Default + Send + Sync + 'static;
     /// What the caller gets.
     type Response: Form + Send + 'static;
     /// What the operation acts on, and what authorises it.
@@ -104,9 +107,15 @@ pub trait Operation: Send + Sync + 'static {
     /// The exception for a request that names nothing.
     fn on(request: &Self::Request) -> Result<<Self::On as Resource>::Name>;
 
-    /// The encryption context, which policies may ask for.
-    fn encryption_context(_request: &Self::Request) -> Option<&HashMap<String, String>> {
-        None
+    /// Tells policies, through [`Call::know`] and [`Call::grants`], what they may
+    /// ask for that neither the request's members (the option `condition` in
+    /// `proto/`) nor the resource tell.
+    fn prepare(
+        _call: &mut Call,
+        _request: &Self::Request,
+        _on: &Self::On,
+    ) -> impl Future<Output = Result<()>> + Send {
+        async { Ok(()) }
     }
 
     /// Does it. Effects on the store go through `call` and become durable, with
@@ -153,12 +162,29 @@ pub struct Call {
     pub deadline: Instant,
     /// The call's time, milliseconds since the epoch.
     pub now_ms: i64,
+    /// The alias that the request named the key by which is authorised.
+    pub(crate) request_alias: Option<String>,
     /// What the conditions of policies see of the request.
-    encryption_context: BTreeMap<String, String>,
+    request: Arc<dyn Brings + Send + Sync>,
+    /// What they see besides.
+    known: Vec<(String, String)>,
+    /// The grant that is to be made.
+    granting: Option<policy::Terms>,
+    /// The grants whose tokens the request presents.
+    presented: Vec<Arc<LoadedGrant>>,
     record: Record,
     drafts: Vec<Draft>,
     events: Vec<NewEvent>,
     afterwards: Vec<Afterwards>,
+}
+
+/// The request of a call whose bytes were no message.
+struct Nothing;
+
+impl Brings for Nothing {
+    fn brings(&self) -> Vec<Brought<'_>> {
+        Vec::new()
+    }
 }
 
 /// An effect outside the store, which waits until its event is durable.
@@ -175,7 +201,11 @@ impl Call {
             request_id,
             deadline,
             now_ms,
-            encryption_context: BTreeMap::new(),
+            request_alias: None,
+            request: Arc::new(Nothing),
+            known: Vec::new(),
+            granting: None,
+            presented: Vec::new(),
             record,
             drafts: Vec::new(),
             events: Vec::new(),
@@ -214,68 +244,67 @@ impl Call {
     /// AccessDeniedException, or what the name's resolution says.
     pub async fn allow<R: Resource>(&mut self, action: &str, name: R::Name) -> Result<Allowed<R>> {
         let resource = self.resolve::<R>(name).await?;
-        self.authorise(action, resource)
+        self.authorise(action, resource).await
     }
 
     /// Asks whether the caller may do this with a resource that is at hand.
     ///
     /// # Errors
     /// AccessDeniedException.
-    pub fn authorise<R: Resource>(&self, action: &str, resource: R) -> Result<Allowed<R>> {
+    pub async fn authorise<R: Resource>(&self, action: &str, resource: R) -> Result<Allowed<R>> {
         if resource.host_only() {
             const WHO: &str =
                 "only root or the daemon's own user may do this, over the Unix socket of its host";
             return if self.caller.is_host() { Ok(Allowed(resource)) } else { Err(self.denied(action, WHO)) };
         }
-        let arn = resource.arn();
-        let caller = self.caller.arn();
-        let context = conditions::context(&self.caller, self.now_ms, &self.encryption_context);
-        let request = self.question(action, &arn, resource.account(), &caller, &context);
-        match policy::authorize(&request, resource.policy(), &self.caller.principal.policies) {
-            policy::Decision::Allowed { .. } => Ok(Allowed(resource)),
-            policy::Decision::Denied(reason) => {
-                Err(Error::new(Exception::AccessDenied, reason.message(&request))
-                    .with_detail(format!("{reason:?}")))
+        let mut question = Question {
+            app: &self.app,
+            caller: &self.caller,
+            now_ms: self.now_ms,
+            deadline: self.deadline,
+            request: &*self.request,
+            known: self.known.clone(),
+            granting: self.granting.as_ref(),
+            presented: &self.presented,
+        };
+        question.know("kms:RequestAlias", self.request_alias.clone());
+        let denied = |decision: Decision<'_>, request: &policy::Request<'_>| match decision {
+            Decision::Allowed { .. } => {
+                tracing::debug!(action, %decision, "authorised");
+                None
             }
+            Decision::Denied(reason) => Some(
+                Error::new(Exception::AccessDenied, reason.message(request))
+                    .with_detail(format!("{action} is {decision}")),
+            ),
+        };
+        match question.ask(action, &resource, denied).await? {
+            None => Ok(Allowed(resource)),
+            Some(error) => Err(error),
         }
     }
 
-    /// Whether the caller could not change this policy again, were it a new key's.
-    pub fn locked_out_by(&self, policy: &Policy) -> bool {
-        let arn = key::arn::key_arn(self.region(), self.account(), "new");
+    /// Whether the caller could not change this policy again, were it that of
+    /// the key of this ARN.
+    pub fn locked_out_by(&self, policy: &Policy, arn: &str, key: Option<&LoadedKey>) -> bool {
         let caller = self.caller.arn();
-        let none = BTreeMap::new();
-        let context = conditions::context(&self.caller, self.now_ms, &none);
-        let request = self.question("kms:PutKeyPolicy", &arn, None, &caller, &context);
-        policy::would_lock_out(policy, &request, &self.caller.principal.policies)
-    }
-
-    fn question<'a>(
-        &'a self,
-        action: &'a str,
-        resource: &'a str,
-        account: Option<&'a str>,
-        caller: &'a str,
-        context: &'a policy::Context<'a>,
-    ) -> policy::Request<'a> {
-        let principal = &*self.caller.principal;
-        let is_role = principal.kind == PrincipalKind::Role;
-        policy::Request {
-            principal: policy::PrincipalRef {
-                arn: caller,
-                account: &principal.account,
-                kind: match principal.kind {
-                    PrincipalKind::Root => policy::CallerKind::Root,
-                    PrincipalKind::User => policy::CallerKind::User,
-                    PrincipalKind::Role => policy::CallerKind::RoleSession,
-                },
-                role_arn: is_role.then_some(&principal.arn),
-            },
+        let brought = self.request.brings();
+        let action = "kms:PutKeyPolicy";
+        let facts = Facts {
+            caller: &self.caller,
+            region: self.region(),
+            now_ms: self.now_ms,
             action,
-            resource,
-            resource_account: account.unwrap_or(&principal.account),
-            context,
-        }
+            request: &brought,
+            key,
+            known: &self.known,
+        };
+        let policies = &self.caller.principal.policies;
+        let read = policies.iter().flat_map(|policy| policy.context_keys());
+        let context = facts.context(policy.context_keys().chain(read));
+        let account = key.map(|key| key.held.id.account.as_str());
+        let request = authority::request(&self.caller, action, arn, account, &caller, &context);
+        policy::would_lock_out(policy, &request, policies)
     }
 
     fn denied(&self, action: &str, why: &str) -> Error {
@@ -286,10 +315,14 @@ impl Call {
         )
     }
 
-    /// Tells policies the encryption context of what is authorised next.
-    pub fn condition_on(&mut self, encryption_context: &HashMap<String, String>) {
-        self.encryption_context =
-            encryption_context.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    /// Tells policies a condition key of what is authorised from here on.
+    pub fn know(&mut self, key: &str, value: impl Into<String>) {
+        self.known.push((key.to_owned(), value.into()));
+    }
+
+    /// Tells grants which grant is to be made.
+    pub fn grants(&mut self, terms: policy::Terms) {
+        self.granting = Some(terms);
     }
 
     /// Ends a call that was only a trial, after its checks and before its effect.
@@ -354,6 +387,9 @@ impl Call {
         self.afterwards.clear();
         self.record.resources.clear();
         self.record.additional_event_data.clear();
+        self.known.clear();
+        self.granting = None;
+        self.presented.clear();
     }
 
     /// Puts a success on the record: in the caller's account, and in those of
@@ -473,6 +509,8 @@ async fn admitted<O: Operation>(call: &mut Call, request: Result<O::Request>) ->
         }
         (Ok(mut request), Ok(_admission)) => {
             O::defaults(&mut request);
+            let request = Arc::new(request);
+            call.request = request.clone();
             attempts::<O>(call, &request).await
         }
     }
@@ -502,10 +540,22 @@ async fn attempt<O: Operation>(call: &mut Call, request: &O::Request) -> Result<
     if !call.app.store.accepts_work() {
         return Err(registry::full());
     }
-    if let Some(context) = O::encryption_context(request) {
-        call.condition_on(context);
+    for token in request.grant_tokens() {
+        let grant = call.app.registry.by_token(token, call.deadline).await?;
+        call.presented.push(grant);
     }
-    let allowed = call.allow::<O::On>(O::ACTION, O::on(request)?).await?;
+    let on = call.resolve::<O::On>(O::on(request)?).await?;
+    O::prepare(call, request, &on).await?;
+    let allowed = call.authorise(O::ACTION, on).await?;
+    if O::SERVICE == Service::Kms {
+        let key = allowed.key().map(|key| &key.held.value);
+        let group = match key.and_then(|key| key.custom_key_store_id.as_ref()) {
+            _ if !O::CRYPTOGRAPHIC => Group::Operation(O::NAME),
+            Some(store) => Group::CustomKeyStore(store),
+            None => Group::of_key(key.map(|key| key.spec)),
+        };
+        call.app.brakes.request(&call.caller.principal.account, group)?;
+    }
     within(call.deadline, O::run(call, request, allowed)).await
 }
 

@@ -5,6 +5,8 @@
 //! nowhere else, after its MAC was checked, and a value becomes a row through
 //! [`Registry::seal`].
 
+mod grants;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -17,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Exception, Result};
 use crate::hsm::{BackingId, Cluster, Hash, HsmError, KeyRef};
-use crate::key::{Alias, BackingKey, Key};
+use crate::key::{Alias, BackingKey, Grant, Key, grant};
 use crate::policy::Policy;
 use crate::proto::kms::KeyState;
 use crate::store::{Change, Commit, Kind, Row, RowId, Store, StoreError};
@@ -77,6 +79,14 @@ impl Stored for Alias {
 
     fn parent(&self) -> Option<String> {
         Some(self.target.clone())
+    }
+}
+
+impl Stored for Grant {
+    const KIND: Kind = Kind::Grant;
+
+    fn parent(&self) -> Option<String> {
+        Some(self.key_id.clone())
     }
 }
 
@@ -142,6 +152,8 @@ impl Draft {
     }
 }
 
+pub use grants::LoadedGrant;
+
 /// A KMS key, ready for use.
 #[derive(Debug)]
 pub struct LoadedKey {
@@ -186,6 +198,11 @@ pub struct Registry {
     keys: Cache<RowId, Arc<LoadedKey>>,
     backings: Cache<RowId, Arc<LoadedBacking>>,
     aliases: Cache<RowId, Arc<Held<Alias>>>,
+    /// By what their ids begin with: the grants of a key and a grantee, also
+    /// where there are none.
+    grants: Cache<RowId, Arc<Vec<Arc<LoadedGrant>>>>,
+    /// Tokens whose MACs fitted, and their grants.
+    tokens: Cache<String, RowId>,
     /// Counts the commits that changed cached rows. A row that was read before
     /// such a commit is not cached after it.
     generation: RwLock<u64>,
@@ -203,6 +220,8 @@ impl Registry {
             keys: Cache::new(limits.keys),
             backings: Cache::new(limits.keys),
             aliases: Cache::new(limits.keys),
+            grants: Cache::new(limits.keys),
+            tokens: Cache::new(limits.keys),
             generation: RwLock::new(0),
             refused: RwLock::new(HashSet::new()),
         }
@@ -260,6 +279,16 @@ impl Registry {
     ) -> Result<Vec<Held<T>>> {
         let rows =
             self.store.rows(T::KIND, region, account, parent, after, limit).await.map_err(from_store)?;
+        self.open_all(rows, deadline).await
+    }
+
+    /// How many rows of a kind there are in a Region and account.
+    pub async fn count(&self, kind: Kind, region: &str, account: &str, parent: Option<&str>) -> Result<u64> {
+        self.store.count(kind, region, account, parent).await.map_err(from_store)
+    }
+
+    /// Rows as values, if their MACs fit.
+    pub async fn open_all<T: Stored>(&self, rows: Vec<Row>, deadline: Instant) -> Result<Vec<Held<T>>> {
         stream::iter(rows).map(|row| self.open(row, deadline)).buffered(CHECKS_AT_ONCE).try_collect().await
     }
 
@@ -340,6 +369,10 @@ impl Registry {
                 Kind::Key => self.keys.invalidate(id),
                 Kind::BackingKey => self.backings.invalidate(id),
                 Kind::Alias => self.aliases.invalidate(id),
+                Kind::Grant => {
+                    let group = grant::group_of(&id.id).unwrap_or_default().to_owned();
+                    self.grants.invalidate(&RowId { id: group, ..id.clone() });
+                }
                 Kind::Intent | Kind::System => (),
             }
         }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::error::{Error, Exception, Result};
 use crate::key::{arn::KeyName, arn_of_alias};
 use crate::operation::Call;
-use crate::policy::Policy;
-use crate::registry::LoadedKey;
+use crate::policy::{self, Policy};
+use crate::registry::{LoadedGrant, LoadedKey};
 use crate::store::{Kind, RowId};
 
 /// Something that an operation acts on.
@@ -29,6 +29,16 @@ pub trait Resource: Sized + Send + Sync {
 
     /// Its own policy.
     fn policy(&self) -> Option<&Policy> {
+        None
+    }
+
+    /// The key, for what conditions and grants ask of it.
+    fn key(&self) -> Option<&LoadedKey> {
+        None
+    }
+
+    /// Grants that speak of it, in place of those that its key has.
+    fn own_grants(&self) -> Option<&[policy::Grant]> {
         None
     }
 
@@ -104,11 +114,17 @@ impl Resource for Key {
     async fn resolve(call: &mut Call, name: KeyRefName) -> Result<Self> {
         let (given, aliases) = match name {
             KeyRefName::Ciphertext(id) => {
+                call.request_alias = None;
                 let found = call.app.registry.find_key(call.region(), &id, call.deadline).await?;
                 return found.ok_or_else(|| Error::bare(Exception::InvalidCiphertext));
             }
             KeyRefName::Given(given) => (given, true),
             KeyRefName::NotAlias(given) => (given, false),
+        };
+        let parsed = KeyName::parse(&given, call.region())?;
+        call.request_alias = match &parsed {
+            KeyName::AliasName(name) | KeyName::AliasArn { alias: name, .. } => Some(name.clone()),
+            KeyName::KeyId(_) | KeyName::KeyArn { .. } => None,
         };
         let row = |kind, account: &str, id: String| RowId {
             kind,
@@ -116,7 +132,7 @@ impl Resource for Key {
             account: account.to_owned(),
             id,
         };
-        match KeyName::parse(&given, call.region())? {
+        match parsed {
             KeyName::KeyId(id) => key(call, row(Kind::Key, call.account(), id)).await,
             KeyName::KeyArn { account, key_id: id } => key(call, row(Kind::Key, &account, id)).await,
             KeyName::AliasName(_) | KeyName::AliasArn { .. } if !aliases => {
@@ -141,6 +157,10 @@ impl Resource for Key {
         Some(&self.policy)
     }
 
+    fn key(&self) -> Option<&LoadedKey> {
+        Some(self)
+    }
+
     fn recorded(&self) -> Option<(&str, &str)> {
         Some((&self.held.id.account, &self.arn))
     }
@@ -148,6 +168,93 @@ impl Resource for Key {
     fn custom_key_store_id(&self) -> Option<&str> {
         self.held.value.custom_key_store_id.as_deref()
     }
+}
+
+/// A grant that is to be retired. Who may, it says itself: its retiring
+/// principal, its grantee where RetireGrant is among the operations, and the
+/// key's account with its identity policies. The key's policy says nothing.
+#[derive(Debug)]
+pub struct Retirable {
+    /// The grant.
+    pub grant: Arc<LoadedGrant>,
+    key: Key,
+    policy: Policy,
+    grants: Vec<policy::Grant>,
+}
+
+/// How a request names a grant that is to be retired.
+#[derive(Debug)]
+pub enum GrantName {
+    /// By its token.
+    Token(String),
+    /// By its key and its id.
+    Id {
+        /// KeyId.
+        key_id: String,
+        /// GrantId.
+        grant_id: String,
+    },
+}
+
+impl Resource for Retirable {
+    type Name = GrantName;
+
+    async fn resolve(call: &mut Call, name: GrantName) -> Result<Self> {
+        let (grant, key) = match name {
+            GrantName::Token(token) => {
+                let grant = call.app.registry.by_token(&token, call.deadline).await?;
+                let id =
+                    RowId { kind: Kind::Key, id: grant.held.value.key_id.clone(), ..grant.held.id.clone() };
+                (grant, key(call, id).await?)
+            }
+            GrantName::Id { key_id, grant_id } => {
+                let key = Key::resolve(call, KeyRefName::NotAlias(key_id)).await?;
+                let grant = call.app.registry.grant(&key.held.id, &grant_id, call.deadline).await?;
+                let grant = grant.ok_or_else(|| no_grant(&grant_id))?;
+                (grant, key)
+            }
+        };
+        let policy = Policy::parse_key_policy(&policy::default_key_policy(&key.held.id.account))
+            .map_err(|error| Error::internal(error.to_string()))?;
+        let value = &grant.held.value;
+        let retiring = value.retiring.as_ref().map(|retiring| policy::Terms {
+            grantee: retiring.clone(),
+            operations: ["RetireGrant".to_owned()].into(),
+            constraints: policy::Constraints::default(),
+        });
+        let terms = [Some(value.terms.clone()), retiring].into_iter().flatten();
+        let grants = terms.filter_map(|terms| policy::Grant::new(grant.held.id.id.clone(), terms)).collect();
+        Ok(Retirable { grant, key, policy, grants })
+    }
+
+    fn arn(&self) -> String {
+        self.key.arn.clone()
+    }
+
+    fn account(&self) -> Option<&str> {
+        Resource::account(&self.key)
+    }
+
+    fn policy(&self) -> Option<&Policy> {
+        Some(&self.policy)
+    }
+
+    fn key(&self) -> Option<&LoadedKey> {
+        Some(&self.key)
+    }
+
+    fn own_grants(&self) -> Option<&[policy::Grant]> {
+        Some(&self.grants)
+    }
+
+    fn recorded(&self) -> Option<(&str, &str)> {
+        self.key.recorded()
+    }
+}
+
+/// The exception for a grant that a key does not have.
+pub fn no_grant(grant_id: &str) -> Error {
+    Error::new(Exception::InvalidGrantId, format!("Grant ID {grant_id} not found"))
 }
 
 async fn key(call: &Call, id: RowId) -> Result<Key> {

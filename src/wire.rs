@@ -182,7 +182,6 @@ impl Violations {
             Error::new(
                 exception,
                 match exception {
-                    Exception::InvalidGrantToken => "The grant token is not valid: no grant has it.".into(),
                     Exception::CustomKeyStoreNotFound => "There is no custom key store with this id.".into(),
                     _ => format!("{} is not supported.", at.path()),
                 },
@@ -249,6 +248,7 @@ mod forms {
     #![allow(clippy::all, reason = "generated")]
 
     use super::*;
+    use crate::conditions::{Brings, Brought, Value as BroughtValue};
 
     include!(concat!(env!("OUT_DIR"), "/forms.rs"));
 }

@@ -318,6 +318,7 @@ mod tests {
 
     fn principal(name: &str) -> Arc<Principal> {
         Arc::new(Principal {
+            tags: Default::default(),
             account: "111122223333".to_owned(),
             kind: PrincipalKind::User,
             name: name.to_owned(),

@@ -40,6 +40,8 @@ impl<'a> Report<'a> {
 pub(super) fn settings(config: &Config, report: &mut Report<'_>) {
     names(config, report);
     numbers("limits", &config.limits, report);
+    numbers("quotas", &config.quotas, report);
+    numbers("quotas.operations", &config.quotas.operations, report);
     numbers("hsm", &config.hsm, report);
     if config.store.commit_timeout_ms == 0 || config.store.commit_timeout_ms > TIME_MS_MAX {
         let key = Key::of("store.commit_timeout_ms");

@@ -140,6 +140,7 @@ impl Builder<'_, '_> {
             name,
             arn: arn.clone(),
             policies,
+            tags: settings.tags.clone(),
         });
         if self.directory.by_arn.insert(arn.clone(), principal.clone()).is_some() {
             let text = format!("{arn} is there twice");

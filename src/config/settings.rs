@@ -40,6 +40,9 @@ pub struct Config {
     /// What one client, and all together, may ask of the daemon.
     #[serde(default)]
     pub limits: Limits,
+    /// How often an account may ask.
+    #[serde(default)]
+    pub quotas: Quotas,
     /// The store.
     #[serde(default)]
     pub store: StoreSettings,
@@ -170,6 +173,14 @@ pub struct Limits {
     pub denials_burst: u32,
     /// Time for requests in flight after SIGTERM. Default 30000 ms.
     pub drain_timeout_ms: u64,
+    /// Keys of an account in a Region. Default 100000, as KMS's.
+    pub keys_per_account_max: u64,
+    /// Aliases of an account in a Region. Default 10000.
+    pub aliases_per_account_max: u64,
+    /// Aliases of a key. Default 50, as KMS's.
+    pub aliases_per_key_max: u64,
+    /// Grants of a key. Default 50000, as KMS's.
+    pub grants_per_key_max: u64,
 }
 
 impl Default for Limits {
@@ -188,6 +199,45 @@ impl Default for Limits {
             denials_per_second: 50,
             denials_burst: 200,
             drain_timeout_ms: 30_000,
+            keys_per_account_max: 100_000,
+            aliases_per_account_max: 10_000,
+            aliases_per_key_max: 50,
+            grants_per_key_max: 50_000,
+        }
+    }
+}
+
+/// `[quotas]`: requests of one account per second, as many at once; more get
+/// ThrottlingException. None of them is 0. The defaults are more than a cluster
+/// of HSMs does, and KMS's own figures are lower.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quotas {
+    /// Cryptographic operations with symmetric and HMAC keys and GenerateRandom,
+    /// together. Default 100000.
+    pub symmetric_per_second: u32,
+    /// Cryptographic operations with RSA keys, together. Default 100000.
+    pub rsa_per_second: u32,
+    /// Cryptographic operations with elliptic curve keys, together. Default 100000.
+    pub ecc_per_second: u32,
+    /// Cryptographic operations with the keys of one custom key store, together.
+    /// Default 100000.
+    pub custom_key_store_per_second: u32,
+    /// Each other operation. Default 2000.
+    pub operation_per_second: u32,
+    /// Operations by name that have a quota of their own. Default: none.
+    pub operations: BTreeMap<String, u32>,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Quotas {
+            symmetric_per_second: 100_000,
+            rsa_per_second: 100_000,
+            ecc_per_second: 100_000,
+            custom_key_store_per_second: 100_000,
+            operation_per_second: 2_000,
+            operations: BTreeMap::new(),
         }
     }
 }
@@ -317,6 +367,9 @@ pub struct PrincipalSettings {
     /// Its identity policies.
     #[serde(default)]
     pub policies: Vec<PolicySource>,
+    /// Its tags, which conditions ask for as `aws:PrincipalTag/…`.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
 }
 
 /// One way in which a principal is known.

@@ -54,6 +54,11 @@ impl fmt::Display for Arn<'_> {
     }
 }
 
+/// The ARN of an account's root.
+pub fn root_arn(account: &str) -> String {
+    format!("arn:aws:iam::{account}:root")
+}
+
 /// The ARN of a key.
 pub fn key_arn(region: &str, account: &str, key_id: &str) -> String {
     let partition = partition_of(region);

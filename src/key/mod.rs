@@ -2,12 +2,14 @@
 
 pub mod arn;
 mod ciphertext;
+pub mod grant;
 pub mod public;
 mod rows;
 pub mod spec;
 mod state;
 
 pub use ciphertext::{Ciphertext, Header};
+pub use grant::Grant;
 pub use rows::{Alias, BackingKey, DAY_MS, Deletion, Key, Rotated, Rotation};
 pub use state::{Stage, check};
 

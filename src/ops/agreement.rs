@@ -13,6 +13,7 @@ impl Operation for DeriveSharedSecret {
     const NAME: &'static str = "DeriveSharedSecret";
     const ACTION: &'static str = "kms:DeriveSharedSecret";
     const READ_ONLY: bool = true;
+    const CRYPTOGRAPHIC: bool = true;
     type Request = kms::DeriveSharedSecretRequest;
     type Response = kms::DeriveSharedSecretResponse;
     type On = Key;

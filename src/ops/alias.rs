@@ -4,6 +4,7 @@
 use super::key::Page;
 use super::prelude::*;
 use crate::key::{Alias, arn_of_alias};
+use crate::store::Kind;
 
 /// KMS's default and largest page of ListAliases.
 const ALIASES_PAGE: i32 = 50;
@@ -38,6 +39,7 @@ impl Operation for CreateAlias {
                 format!("An alias with the name {} already exists", arn_of_alias(&alias.0)),
             ));
         }
+        room(call, &alias, &key).await?;
         let value =
             Alias { target: key.held.id.id.clone(), created_ms: call.now_ms, updated_ms: call.now_ms };
         call.change(Draft::insert(alias.0.clone(), &value)?);
@@ -76,6 +78,9 @@ impl Operation for UpdateAlias {
                 arn_of_alias(&alias.0),
                 to.arn
             )));
+        }
+        if from.held.id != to.held.id {
+            room_of_key(call, &to).await?;
         }
         let value = Alias { target: to.held.id.id.clone(), updated_ms: call.now_ms, ..held.value.clone() };
         call.change(Draft::replace(&held, &value)?);
@@ -187,6 +192,31 @@ async fn target(call: &mut Call, action: &str, id: &Option<String>) -> Result<Al
     }
     let key = call.allow::<Key>(action, KeyRefName::NotAlias(id.clone())).await?;
     Ok(key)
+}
+
+/// Whether there may be one more alias.
+async fn room(call: &Call, alias: &AliasName, key: &Key) -> Result<()> {
+    let (of, most) = (&alias.0, call.app.brakes.counts().aliases_per_account_max);
+    let count = call.app.registry.count(Kind::Alias, &of.region, &of.account, None).await?;
+    match count >= most {
+        true => Err(Error::new(
+            Exception::LimitExceeded,
+            format!("Account {} has as many aliases as an account may have: {most}.", of.account),
+        )),
+        false => room_of_key(call, key).await,
+    }
+}
+
+async fn room_of_key(call: &Call, key: &Key) -> Result<()> {
+    let (of, most) = (&key.held.id, call.app.brakes.counts().aliases_per_key_max);
+    let count = call.app.registry.count(Kind::Alias, &of.region, &of.account, Some(&of.id)).await?;
+    match count >= most {
+        true => Err(Error::new(
+            Exception::LimitExceeded,
+            format!("{} has as many aliases as a key may have: {most}.", key.arn),
+        )),
+        false => Ok(()),
+    }
 }
 
 /// What two keys must share for an alias to move from one to the other.

@@ -1,7 +1,5 @@
 //! Encrypt, Decrypt, ReEncrypt.
 
-use std::collections::HashMap;
-
 use super::material::{check_ciphertext, check_decryption, check_encryption, decrypt, encrypt, source};
 use super::prelude::*;
 
@@ -15,6 +13,7 @@ impl Operation for Encrypt {
     const NAME: &'static str = "Encrypt";
     const ACTION: &'static str = "kms:Encrypt";
     const READ_ONLY: bool = true;
+    const CRYPTOGRAPHIC: bool = true;
     type Request = kms::EncryptRequest;
     type Response = kms::EncryptResponse;
     type On = Key;
@@ -25,10 +24,6 @@ impl Operation for Encrypt {
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
         by_key_id(&request.key_id)
-    }
-
-    fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
-        Some(&request.encryption_context)
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
@@ -56,6 +51,7 @@ impl Operation for Decrypt {
     const NAME: &'static str = "Decrypt";
     const ACTION: &'static str = "kms:Decrypt";
     const READ_ONLY: bool = true;
+    const CRYPTOGRAPHIC: bool = true;
     type Request = kms::DecryptRequest;
     type Response = kms::DecryptResponse;
     type On = Key;
@@ -72,10 +68,6 @@ impl Operation for Decrypt {
             &request.dry_run_modifiers,
         )?;
         source(&request.key_id, &request.ciphertext_blob, choice(request.encryption_algorithm, DEFAULT))
-    }
-
-    fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
-        Some(&request.encryption_context)
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
@@ -116,6 +108,7 @@ impl Operation for ReEncrypt {
     const NAME: &'static str = "ReEncrypt";
     const ACTION: &'static str = "kms:ReEncryptFrom";
     const READ_ONLY: bool = true;
+    const CRYPTOGRAPHIC: bool = true;
     type Request = kms::ReEncryptRequest;
     type Response = kms::ReEncryptResponse;
     type On = Key;
@@ -139,14 +132,19 @@ impl Operation for ReEncrypt {
         )
     }
 
-    fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
-        Some(&request.source_encryption_context)
+    async fn prepare(call: &mut Call, request: &Self::Request, from: &Key) -> Result<()> {
+        // Quietly: what is wrong with the destination is told when its turn comes.
+        let alias = call.request_alias.take();
+        let to = Key::resolve(call, destination(request)?).await;
+        call.request_alias = alias;
+        if let Ok(to) = to {
+            call.know("kms:ReEncryptOnSameKey", (to.held.id == from.held.id).to_string());
+        }
+        Ok(())
     }
 
     async fn run(call: &mut Call, request: &Self::Request, from: Allowed<Key>) -> Result<Self::Response> {
-        let destination = KeyRefName::Given(given(&request.destination_key_id)?.clone());
-        call.condition_on(&request.destination_encryption_context);
-        let to = call.allow::<Key>("kms:ReEncryptTo", destination).await?;
+        let to = call.allow::<Key>("kms:ReEncryptTo", destination(request)?).await?;
         let from_algorithm = choice(request.source_encryption_algorithm, DEFAULT);
         let to_algorithm = choice(request.destination_encryption_algorithm, DEFAULT);
         check_decryption(
@@ -183,4 +181,8 @@ impl Operation for ReEncrypt {
             destination_key_material_id: encrypted.material_id,
         })
     }
+}
+
+fn destination(request: &kms::ReEncryptRequest) -> Result<KeyRefName> {
+    Ok(KeyRefName::Given(given(&request.destination_key_id)?.clone()))
 }

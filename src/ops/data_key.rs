@@ -18,6 +18,7 @@ impl Operation for GenerateDataKey {
     const NAME: &'static str = "GenerateDataKey";
     const ACTION: &'static str = "kms:GenerateDataKey";
     const READ_ONLY: bool = true;
+    const CRYPTOGRAPHIC: bool = true;
     type Request = kms::GenerateDataKeyRequest;
     type Response = kms::GenerateDataKeyResponse;
     type On = Key;
@@ -25,10 +26,6 @@ impl Operation for GenerateDataKey {
     fn on(request: &Self::Request) -> Result<KeyRefName> {
         data_key_bytes(request.key_spec, request.number_of_bytes)?;
         by_key_id(&request.key_id)
-    }
-
-    fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
-        Some(&request.encryption_context)
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
@@ -54,6 +51,7 @@ impl Operation for GenerateDataKeyWithoutPlaintext {
     const NAME: &'static str = "GenerateDataKeyWithoutPlaintext";
     const ACTION: &'static str = "kms:GenerateDataKeyWithoutPlaintext";
     const READ_ONLY: bool = true;
+    const CRYPTOGRAPHIC: bool = true;
     type Request = kms::GenerateDataKeyWithoutPlaintextRequest;
     type Response = kms::GenerateDataKeyWithoutPlaintextResponse;
     type On = Key;
@@ -61,10 +59,6 @@ impl Operation for GenerateDataKeyWithoutPlaintext {
     fn on(request: &Self::Request) -> Result<KeyRefName> {
         data_key_bytes(request.key_spec, request.number_of_bytes)?;
         by_key_id(&request.key_id)
-    }
-
-    fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
-        Some(&request.encryption_context)
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
@@ -93,10 +87,6 @@ impl Operation for GenerateDataKeyPair {
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
         by_key_id(&request.key_id)
-    }
-
-    fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
-        Some(&request.encryption_context)
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
@@ -129,10 +119,6 @@ impl Operation for GenerateDataKeyPairWithoutPlaintext {
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
         by_key_id(&request.key_id)
-    }
-
-    fn encryption_context(request: &Self::Request) -> Option<&HashMap<String, String>> {
-        Some(&request.encryption_context)
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {

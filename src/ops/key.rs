@@ -1,9 +1,9 @@
 //! The life of a key, but for its end.
 
-use std::collections::BTreeMap;
-
 use super::material::public_key;
+use super::policy::acceptable;
 use super::prelude::*;
+use super::tag::tags;
 use crate::hsm::{Cluster, HsmError};
 use crate::key::Key as KeyRow;
 use crate::material;
@@ -11,8 +11,6 @@ use crate::policy;
 use crate::registry::LoadedKey;
 use crate::store::Kind;
 
-/// KMS's limit of tags on a key.
-const TAGS_MAX: usize = 50;
 const KEYS_PAGE: i32 = 100;
 
 /// Makes a key.
@@ -41,6 +39,20 @@ impl Operation for CreateKey {
         Ok(())
     }
 
+    async fn prepare(call: &mut Call, request: &Self::Request, _: &Account) -> Result<()> {
+        // Whichever member names it, and whether it is named or follows from the other.
+        let spec = key_spec(request)?;
+        let usage = request.key_usage.map(|_| choice(request.key_usage, kms::KeyUsageType::Unspecified));
+        let usage = spec::usage(spec, usage)?;
+        for key in ["kms:KeySpec", "kms:CustomerMasterKeySpec"] {
+            call.know(key, spec.text());
+        }
+        for key in ["kms:KeyUsage", "kms:CustomerMasterKeyUsage"] {
+            call.know(key, usage.text());
+        }
+        Ok(())
+    }
+
     async fn run(
         call: &mut Call,
         request: &Self::Request,
@@ -54,11 +66,12 @@ impl Operation for CreateKey {
         check_origin(choice(request.origin, kms::OriginType::AwsKms))?;
         let tags = tags(&request.tags)?;
         if !tags.is_empty() {
-            call.authorise("kms:TagResource", account.into_inner())?;
+            call.authorise("kms:TagResource", account.into_inner()).await?;
         }
         let policy = key_policy(call, request)?;
         let cluster = call.default_cluster()?.clone();
         check_capability(&cluster, spec, usage)?;
+        room(call).await?;
 
         let row = RowId {
             kind: Kind::Key,
@@ -268,9 +281,9 @@ impl<T: crate::registry::Stored> Page<T> {
         call: &Call,
         parent: Option<&str>,
         limit: i32,
-        marker: &Option<String>,
+        from: &Option<String>,
     ) -> Result<Self> {
-        let after = marker.as_deref().map(unmarked).transpose()?;
+        let after = from.as_deref().map(unmarked).transpose()?;
         let limit = u32::try_from(limit).unwrap_or(1);
         let registry = &call.app.registry;
         let mut rows: Vec<Held<T>> = registry
@@ -291,7 +304,12 @@ pub(super) fn marker(id: &str) -> String {
 /// The id in a marker.
 pub(super) fn unmarked(marker: &str) -> Result<String> {
     let text = hex::decode(marker).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    text.ok_or_else(|| Error::new(Exception::InvalidMarker, "Could not deserialize token."))
+    text.ok_or_else(bad_marker)
+}
+
+/// The exception for a marker that no answer had.
+pub(super) fn bad_marker() -> Error {
+    Error::new(Exception::InvalidMarker, "Could not deserialize token.")
 }
 
 /// A key's metadata.
@@ -376,37 +394,25 @@ fn check_origin(origin: kms::OriginType) -> Result<()> {
     }
 }
 
-fn tags(tags: &[kms::Tag]) -> Result<BTreeMap<String, String>> {
-    let refused = |why: String| Err(Error::new(Exception::Tag, why));
-    let mut map = BTreeMap::new();
-    for tag in tags {
-        let (key, value) = (given(&tag.tag_key)?, given(&tag.tag_value)?);
-        if key.to_lowercase().starts_with("aws:") {
-            return refused("Tags beginning with aws: are reserved".to_owned());
-        }
-        if map.insert(key.clone(), value.clone()).is_some() {
-            return refused("Duplicate tag keys".to_owned());
-        }
-    }
-    if map.len() > TAGS_MAX {
-        return refused("Too many tags".to_owned());
-    }
-    Ok(map)
-}
-
-/// The policy of a new key: KMS's default, or the one that is given, which
-/// must leave its caller able to change it.
+/// The policy of a new key: KMS's default, or the one that is given.
 fn key_policy(call: &Call, request: &kms::CreateKeyRequest) -> Result<String> {
     let Some(text) = &request.policy else { return Ok(policy::default_key_policy(call.account())) };
-    let malformed = |why: String| Error::new(Exception::MalformedPolicyDocument, why);
-    let parsed = crate::conditions::key_policy(text)?;
-    let bypass = request.bypass_policy_lockout_safety_check == Some(true);
-    if !bypass && call.locked_out_by(&parsed) {
-        return Err(malformed(
-            "The new key policy will not allow you to update the key policy in the future.".to_owned(),
-        ));
-    }
+    let arn = crate::key::arn::key_arn(call.region(), call.account(), "new");
+    acceptable(call, text, request.bypass_policy_lockout_safety_check, &arn, None)?;
     Ok(text.clone())
+}
+
+/// Whether the account may have one more key.
+async fn room(call: &Call) -> Result<()> {
+    let (account, most) = (call.account(), call.app.brakes.counts().keys_per_account_max);
+    let count = call.app.registry.count(Kind::Key, call.region(), account, None).await?;
+    match count >= most {
+        true => Err(Error::new(
+            Exception::LimitExceeded,
+            format!("Account {account} has as many keys as an account may have: {most}."),
+        )),
+        false => Ok(()),
+    }
 }
 
 fn check_capability(cluster: &Cluster, spec: kms::KeySpec, usage: kms::KeyUsageType) -> Result<()> {

@@ -11,6 +11,7 @@ impl Operation for GenerateMac {
     const NAME: &'static str = "GenerateMac";
     const ACTION: &'static str = "kms:GenerateMac";
     const READ_ONLY: bool = true;
+    const CRYPTOGRAPHIC: bool = true;
     type Request = kms::GenerateMacRequest;
     type Response = kms::GenerateMacResponse;
     type On = Key;
@@ -39,6 +40,7 @@ impl Operation for VerifyMac {
     const NAME: &'static str = "VerifyMac";
     const ACTION: &'static str = "kms:VerifyMac";
     const READ_ONLY: bool = true;
+    const CRYPTOGRAPHIC: bool = true;
     type Request = kms::VerifyMacRequest;
     type Response = kms::VerifyMacResponse;
     type On = Key;

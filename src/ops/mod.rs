@@ -8,13 +8,16 @@ mod cipher;
 mod data_key;
 mod deletion;
 pub mod events;
+mod grant;
 mod hsm;
 mod key;
 mod mac;
 mod material;
+mod policy;
 mod random;
 mod rotation;
 mod signature;
+mod tag;
 
 use crate::operation::Operation;
 
@@ -49,6 +52,9 @@ operations! {
     signature: Sign Verify,
     mac: GenerateMac VerifyMac,
     agreement: DeriveSharedSecret,
+    grant: CreateGrant ListGrants ListRetirableGrants RetireGrant RevokeGrant,
+    policy: GetKeyPolicy PutKeyPolicy ListKeyPolicies,
+    tag: TagResource UntagResource ListResourceTags,
     events: LookupEvents VerifyEvents,
     hsm: ListMembers,
     admin: RecoverKeyPolicy ConfirmClock,
@@ -61,7 +67,7 @@ mod prelude {
     pub(super) use crate::operation::{Allowed, Call, Operation, Service};
     pub(super) use crate::proto::kms;
     pub(super) use crate::registry::{Draft, Held, from_hsm};
-    pub(super) use crate::resource::{Account, AliasName, Host, Key, KeyRefName};
+    pub(super) use crate::resource::{Account, AliasName, Host, Key, KeyRefName, Resource};
     pub(super) use crate::store::RowId;
     pub(super) use crate::wire::Text;
 

@@ -10,6 +10,7 @@ impl Operation for GenerateRandom {
     const NAME: &'static str = "GenerateRandom";
     const ACTION: &'static str = "kms:GenerateRandom";
     const READ_ONLY: bool = true;
+    const CRYPTOGRAPHIC: bool = true;
     type Request = kms::GenerateRandomRequest;
     type Response = kms::GenerateRandomResponse;
     type On = Account;

@@ -14,6 +14,7 @@ impl Operation for Sign {
     const NAME: &'static str = "Sign";
     const ACTION: &'static str = "kms:Sign";
     const READ_ONLY: bool = true;
+    const CRYPTOGRAPHIC: bool = true;
     type Request = kms::SignRequest;
     type Response = kms::SignResponse;
     type On = Key;
@@ -53,6 +54,7 @@ impl Operation for Verify {
     const NAME: &'static str = "Verify";
     const ACTION: &'static str = "kms:Verify";
     const READ_ONLY: bool = true;
+    const CRYPTOGRAPHIC: bool = true;
     type Request = kms::VerifyRequest;
     type Response = kms::VerifyResponse;
     type On = Key;

@@ -21,6 +21,7 @@ pub const POLICY_LIMIT_BYTES: usize = 32_768;
 #[derive(Debug, Clone)]
 pub struct Policy {
     pub(super) statements: Box<[Statement]>,
+    context_keys: Box<[Box<str>]>,
 }
 
 /// Why a document is not a valid policy.
@@ -51,7 +52,7 @@ impl Policy {
     /// context of a request, each as written and perhaps several times. A key
     /// that the daemon never fills is absent when the policy is evaluated.
     pub fn context_keys(&self) -> impl Iterator<Item = &str> {
-        self.statements.iter().flat_map(Statement::context_keys)
+        self.context_keys.iter().map(|key| &**key)
     }
 
     fn parse(json: &str, attached: Attached) -> Result<Policy, PolicyError> {
@@ -60,7 +61,9 @@ impl Policy {
         }
         let document = serde_json::from_str(json).map_err(|error| error.to_string());
         let statements = document.and_then(|document| parse_document(&document, attached));
-        Ok(Policy { statements: statements.map_err(PolicyError::Malformed)? })
+        let statements = statements.map_err(PolicyError::Malformed)?;
+        let context_keys = statements.iter().flat_map(Statement::context_keys).map(Into::into).collect();
+        Ok(Policy { statements, context_keys })
     }
 }
 

@@ -4,6 +4,7 @@ use std::borrow::Borrow;
 use std::fmt;
 
 use super::document::{Effect, Policy};
+use super::grant::Grant;
 use super::principal::Reach;
 use super::request::{CallerKind, Request};
 use crate::key::arn::Arn;
@@ -65,6 +66,8 @@ pub enum PolicyRef {
     Key,
     /// An identity policy, by its number among the caller's, from 1.
     Identity(usize),
+    /// A grant, whose id stands in place of the Sid.
+    Grant,
 }
 
 /// A kind of policy.
@@ -80,15 +83,17 @@ pub enum Side {
 ///
 /// `key_policy` is None for what has no policy of its own: an alias, or the
 /// account (resource `*`). A key without one is denied to everybody.
-/// `identity_policies` are the caller's.
-pub fn authorize<'p, P: Borrow<Policy>>(
+/// `identity_policies` are the caller's, `grants` the key's that may be meant.
+pub fn authorize<'p, P: Borrow<Policy>, G: Borrow<Grant>>(
     request: &Request<'_>,
     key_policy: Option<&'p Policy>,
+    grants: &'p [G],
     identity_policies: &'p [P],
 ) -> Decision<'p> {
     let mut key = Verdict::default();
     if let Some(policy) = key_policy {
         key.read(policy, PolicyRef::Key, request);
+        key.read_grants(grants, request);
     }
     let mut identity = Verdict::default();
     for (number, policy) in (1..).zip(identity_policies) {
@@ -110,7 +115,7 @@ pub fn would_lock_out<P: Borrow<Policy>>(
     identity_policies: &[P],
 ) -> bool {
     let again = Request { action: "kms:PutKeyPolicy", ..*request };
-    !authorize(&again, Some(new_policy), identity_policies).is_allowed()
+    !authorize(&again, Some(new_policy), &[] as &[Grant], identity_policies).is_allowed()
 }
 
 /// What the policies of one side say: the first statement of each kind.
@@ -135,6 +140,20 @@ impl<'p> Verdict<'p> {
             if slot.is_none() && statement.applies(request) {
                 *slot = Some(Source { policy: policy_ref, statement: number, sid: statement.sid.as_deref() });
             }
+        }
+    }
+}
+
+impl<'p> Verdict<'p> {
+    /// What no statement allows, a grant may: as the key policy would.
+    fn read_grants<G: Borrow<Grant>>(&mut self, grants: &'p [G], request: &Request<'_>) {
+        for grant in grants.iter().map(Borrow::borrow) {
+            let slot = match grant.reach(request) {
+                Reach::No => continue,
+                Reach::Itself => &mut self.itself,
+                Reach::Account => &mut self.account,
+            };
+            slot.get_or_insert(Source { policy: PolicyRef::Grant, statement: 0, sid: Some(&grant.id) });
         }
     }
 }
@@ -173,9 +192,13 @@ fn on_key<'p>(request: &Request<'_>, key: &Verdict<'p>, identity: &Verdict<'p>) 
     if other_account && !ACROSS_ACCOUNTS.contains(&request.action) {
         return Decision::Denied(Reason::NoAllow(Side::Key));
     }
-    // Services have no identity policies, and a root needs none.
+    // Services have no identity policies, and a root needs none. Who may retire a
+    // grant, the grant alone says.
+    let retires =
+        |source: Source<'_>| source.policy == PolicyRef::Grant && request.action == "kms:RetireGrant";
     let alone = matches!(caller.kind, CallerKind::Service | CallerKind::Root)
-        || caller.account == request.resource_account;
+        || caller.account == request.resource_account
+        || key.itself.is_some_and(retires);
     match (key.itself, key.itself.or(key.account), identity.itself) {
         (Some(source), _, _) if alone => Decision::Allowed { by: Grounds::Statement(source) },
         (_, Some(key), Some(identity)) => Decision::Allowed { by: Grounds::Both { key, identity } },
@@ -235,7 +258,7 @@ fn article(kind: &str) -> String {
 impl Source<'_> {
     fn side(&self) -> Side {
         match self.policy {
-            PolicyRef::Key => Side::Key,
+            PolicyRef::Key | PolicyRef::Grant => Side::Key,
             PolicyRef::Identity(_) => Side::Identity,
         }
     }
@@ -273,6 +296,9 @@ impl fmt::Display for Reason<'_> {
 
 impl fmt::Display for Source<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.policy == PolicyRef::Grant {
+            return write!(f, "grant {}", self.sid.unwrap_or_default());
+        }
         write!(f, "statement {}", self.statement)?;
         if let Some(sid) = self.sid {
             write!(f, " \"{sid}\"")?;
@@ -280,6 +306,7 @@ impl fmt::Display for Source<'_> {
         match self.policy {
             PolicyRef::Key => f.write_str(" of the key policy"),
             PolicyRef::Identity(number) => write!(f, " of identity policy {number}"),
+            PolicyRef::Grant => Ok(()),
         }
     }
 }

@@ -16,6 +16,7 @@
 mod condition;
 mod document;
 mod evaluate;
+mod grant;
 mod json;
 mod pattern;
 mod principal;
@@ -25,6 +26,7 @@ mod value;
 
 pub use document::{POLICY_LIMIT_BYTES, Policy, PolicyError};
 pub use evaluate::{Decision, Grounds, PolicyRef, Reason, Side, Source, authorize, would_lock_out};
+pub use grant::{Constraints, GRANTS_WITH_CONTEXT, Grant, Terms};
 pub use request::{CallerKind, Context, PrincipalRef, Request};
 
 /// The policy that KMS gives to a key for which none was named: the account's

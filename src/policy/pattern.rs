@@ -232,7 +232,15 @@ mod tests {
     fn request<'a>(context: &'a Context<'a>) -> Request<'a> {
         let arn = "arn:aws:iam::111122223333:user/team/al*ce";
         let principal = PrincipalRef { arn, account: "111122223333", kind: CallerKind::User, role_arn: None };
-        Request { principal, action: "", resource: "", resource_account: "", context }
+        Request {
+            principal,
+            action: "",
+            resource: "",
+            resource_account: "",
+            context,
+            encryption_context: None,
+            granting: None,
+        }
     }
 
     fn truth(pattern: &str, input: &str, compare: Compare, context: &Context<'_>) -> Truth {

@@ -64,7 +64,13 @@ impl Principals {
 }
 
 impl Principal {
-    fn reach(&self, caller: &PrincipalRef<'_>) -> Reach {
+    /// The principal of a grant: an account, the ARN of a user, role or
+    /// session, or a service's name.
+    pub(super) fn of_grant(name: &str) -> Option<Principal> {
+        parse_aws(name).filter(|principal| *principal != Principal::Anyone).or_else(|| parse_service(name))
+    }
+
+    pub(super) fn reach(&self, caller: &PrincipalRef<'_>) -> Reach {
         let service = caller.kind == CallerKind::Service;
         let itself = match self {
             Principal::Anyone => true,

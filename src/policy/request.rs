@@ -1,6 +1,9 @@
 //! What is asked: who, what, on what, and under which circumstances.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+
+use super::grant::Terms;
 
 /// One question to the evaluator.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +19,10 @@ pub struct Request<'a> {
     pub resource_account: &'a str,
     /// What else is known.
     pub context: &'a Context<'a>,
+    /// The encryption context, which the constraints of grants ask for.
+    pub encryption_context: Option<&'a HashMap<String, String>>,
+    /// The grant that is to be made, where the action is kms:CreateGrant.
+    pub granting: Option<&'a Terms>,
 }
 
 /// Who asks.
@@ -71,7 +78,7 @@ impl<'a> Context<'a> {
         self.entries.push((key.into(), value.into()));
     }
 
-    fn values(&self, key: &str) -> impl Iterator<Item = &str> {
+    pub(super) fn values(&self, key: &str) -> impl Iterator<Item = &str> {
         let same_key = move |name: &str| name.eq_ignore_ascii_case(key);
         self.entries.iter().filter(move |(name, _)| same_key(name)).map(|(_, value)| value.as_ref())
     }

@@ -47,6 +47,16 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Row>, StoreError>;
 
+    /// How many rows of a kind there are in a Region and account; only those of
+    /// `parent` where it is given.
+    async fn count(
+        &self,
+        kind: Kind,
+        region: &str,
+        account: &str,
+        parent: Option<&str>,
+    ) -> Result<u64, StoreError>;
+
     /// Rows of a kind, of every Region and account, in the order of their
     /// names, after `after`, at most `limit`.
     async fn all_rows(&self, kind: Kind, after: Option<&RowId>, limit: u32) -> Result<Vec<Row>, StoreError>;

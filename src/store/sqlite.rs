@@ -348,6 +348,16 @@ impl Store for SqliteStore {
         self.read(sql::rows(&self.readers, kind, (region, account), parent, after, limit)).await
     }
 
+    async fn count(
+        &self,
+        kind: Kind,
+        region: &str,
+        account: &str,
+        parent: Option<&str>,
+    ) -> Result<u64, StoreError> {
+        self.read(sql::count(&self.readers, kind, region, account, parent)).await
+    }
+
     async fn all_rows(&self, kind: Kind, after: Option<&RowId>, limit: u32) -> Result<Vec<Row>, StoreError> {
         self.read(sql::all_rows(&self.readers, kind, after, limit)).await
     }

@@ -15,6 +15,8 @@ pub enum Kind {
     BackingKey,
     /// An alias. Parent: the id of the key it points to.
     Alias,
+    /// A grant. Parent: the id of the key that it is for.
+    Grant,
     /// What an HSM was asked to do that must be finished or undone.
     Intent,
     /// What the daemon keeps about itself: identity, wrapping keys.
@@ -28,6 +30,7 @@ impl Kind {
             Kind::Key => "key",
             Kind::BackingKey => "backing-key",
             Kind::Alias => "alias",
+            Kind::Grant => "grant",
             Kind::Intent => "intent",
             Kind::System => "system",
         }

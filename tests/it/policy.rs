@@ -6,7 +6,7 @@
 //!   applies to a request with this context.
 //! - `invalid.json`: documents that are no policies, and why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use strongroom::error::Error;
 use strongroom::policy::{
-    CallerKind, Context, Decision, POLICY_LIMIT_BYTES, Policy, PrincipalRef, Request, authorize,
-    default_key_policy, would_lock_out,
+    CallerKind, Context, Decision, Grant, POLICY_LIMIT_BYTES, Policy, PrincipalRef, Request, Terms,
+    authorize, default_key_policy, would_lock_out,
 };
 
 const ACCOUNT: &str = "111122223333";
@@ -63,6 +63,9 @@ struct Who {
     key_policy: Value,
     #[serde(default)]
     identity_policies: BTreeMap<String, Vec<Value>>,
+    /// The key's grants by their ids.
+    #[serde(default)]
+    grants: BTreeMap<String, Terms>,
     cases: Vec<WhoCase>,
 }
 
@@ -75,6 +78,9 @@ struct WhoCase {
     on: Option<String>,
     #[serde(default)]
     with: BTreeMap<String, Values>,
+    encryption_context: Option<HashMap<String, String>>,
+    /// The grant that CreateGrant is to make.
+    granting: Option<Terms>,
     expect: String,
     /// AccessDeniedException's message.
     message: Option<String>,
@@ -112,6 +118,8 @@ fn each_caller_is_told_what_the_files_say() {
         let key_policy = (!who.key_policy.is_null())
             .then(|| Policy::parse_key_policy(&who.key_policy.to_string()).expect(&name));
         let parse = |policy: &Value| Policy::parse_identity_policy(&policy.to_string()).expect(&name);
+        let grant = |(id, terms): (&String, &Terms)| Grant::new(id.clone(), terms.clone()).expect(id);
+        let grants: Vec<Grant> = who.grants.iter().map(grant).collect();
         for case in &who.cases {
             let identity: Vec<_> =
                 who.identity_policies.get(&case.who).into_iter().flatten().map(parse).collect();
@@ -122,8 +130,10 @@ fn each_caller_is_told_what_the_files_say() {
                 resource: case.on.as_deref().unwrap_or(KEY),
                 resource_account: ACCOUNT,
                 context: &context,
+                encryption_context: case.encryption_context.as_ref(),
+                granting: case.granting.as_ref(),
             };
-            let decision = authorize(&request, key_policy.as_ref(), &identity);
+            let decision = authorize(&request, key_policy.as_ref(), &grants, &identity);
             let message = match decision {
                 Decision::Denied(reason) => Some(reason.message(&request)),
                 Decision::Allowed { .. } => None,
@@ -170,12 +180,14 @@ fn each_condition_applies_as_the_file_says() {
             resource: KEY,
             resource_account: ACCOUNT,
             context: &context,
+            encryption_context: None,
+            granting: None,
         };
         let allowed = |statements: Value| {
             let policy = json!({"Version": case.version, "Statement": statements}).to_string();
             let policy =
                 Policy::parse_key_policy(&policy).unwrap_or_else(|error| panic!("{}: {error}", case.case));
-            authorize(&request, Some(&policy), &[] as &[Policy]).is_allowed()
+            authorize(&request, Some(&policy), &[] as &[Grant], &[] as &[Policy]).is_allowed()
         };
         let statement = |effect: &str| json!({"Effect": effect, "Principal": "*", "Action": "*", "Resource": "*", "Condition": case.condition});
         let everything = json!({"Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*"});
@@ -255,6 +267,8 @@ fn a_policy_that_locks_its_author_out_is_noticed() {
             resource: KEY,
             resource_account: ACCOUNT,
             context: &context,
+            encryption_context: None,
+            granting: None,
         };
         would_lock_out(&Policy::parse_key_policy(key_policy).expect("a policy"), &request, identity)
     };
@@ -332,8 +346,10 @@ fn may(who: &str, via: Option<&'static str>, key: &[Value], identity: &[Value]) 
         resource: KEY,
         resource_account: ACCOUNT,
         context: &context,
+        encryption_context: None,
+        granting: None,
     };
-    authorize(&request, Some(&key_policy(key)), &[identity_policy(identity)]).is_allowed()
+    authorize(&request, Some(&key_policy(key)), &[] as &[Grant], &[identity_policy(identity)]).is_allowed()
 }
 
 fn of_effect(statements: &[Value], effect: &str) -> Vec<Value> {

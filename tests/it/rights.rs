@@ -1,6 +1,7 @@
 //! Who may do what, against a running daemon: principals of two accounts, by
 //! what they are, by their policies and by the keys' policies.
 
+mod grants;
 mod house;
 mod walk;
 
@@ -46,6 +47,16 @@ fn describe(key: &str) -> kms::DescribeKeyRequest {
     kms::DescribeKeyRequest { key_id: Some(key.to_owned()), ..Default::default() }
 }
 
+/// A request for a grant.
+fn grant(key: &str, grantee: &str, operations: &[kms::GrantOperation]) -> kms::CreateGrantRequest {
+    kms::CreateGrantRequest {
+        key_id: Some(key.to_owned()),
+        grantee_principal: Some(grantee.to_owned()),
+        operations: operations.iter().map(|operation| *operation as i32).collect(),
+        ..Default::default()
+    }
+}
+
 fn exception<T>(result: Result<T, Refusal>) -> String {
     result.err().map(|refusal| refusal.exception).unwrap_or_default()
 }
@@ -58,10 +69,20 @@ fn of<'a>(events: &'a [Value], request_id: &str) -> Vec<&'a Value> {
 // The walk over the whole API.
 
 /// What a denied caller could have changed.
-async fn everything(administrator: &Client, key: &str) -> (Vec<String>, String, String) {
+async fn everything(administrator: &Client, key: &str) -> (Vec<String>, String, String, String) {
     let aliases = administrator.call(kms::ListAliasesRequest::default()).await.unwrap();
     let metadata = administrator.call(describe(key)).await.unwrap();
-    (administrator.keys().await, format!("{:?}", aliases.aliases), format!("{metadata:?}"))
+    let key_id = Some(key.to_owned());
+    let policy = kms::GetKeyPolicyRequest { key_id: key_id.clone(), ..Default::default() };
+    let grants = kms::ListGrantsRequest { key_id: key_id.clone(), ..Default::default() };
+    let tags = kms::ListResourceTagsRequest { key_id, ..Default::default() };
+    let beside = (
+        administrator.call(policy).await.unwrap(),
+        administrator.call(grants).await.unwrap(),
+        administrator.call(tags).await.unwrap(),
+    );
+    let (aliases, metadata) = (format!("{:?}", aliases.aliases), format!("{metadata:?}"));
+    (administrator.keys().await, aliases, metadata, format!("{beside:?}"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -74,7 +95,12 @@ async fn who_has_no_policy_may_do_nothing_and_it_is_on_the_record() {
     let alias =
         kms::CreateAliasRequest { alias_name: Some("alias/old".into()), target_key_id: Some(key.clone()) };
     administrator.call(alias).await.unwrap();
-    let calls = walk::calls(&key, &blob);
+    let tags = vec![kms::Tag { tag_key: Some("old".into()), tag_value: Some("x".into()) }];
+    let tag = kms::TagResourceRequest { key_id: Some(key.clone()), tags };
+    administrator.call(tag).await.unwrap();
+    let grant =
+        administrator.call(grant(&key, &arn("named"), &[kms::GrantOperation::Decrypt])).await.unwrap();
+    let calls = walk::calls(&key, &blob, grant.grant_id());
     let before = everything(&administrator, &key).await;
 
     let mut refused = Vec::new();

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 ECDSA = {"signing_algorithm": "ECDSA_SHA_256", "message": hashlib.sha256(b"sample").digest()}
 HMAC = {"mac_algorithm": "HMAC_SHA_256", "message": b"sample message"}
+GRANTEE = "arn:aws:iam::111122223333:user/sample"
 
 
 class Samples:
@@ -35,10 +36,15 @@ class Samples:
             "pending": pending,
             "turned": kms.create_key().key_metadata.key_id,
             "peer": peer.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+            "policy": kms.get_key_policy(key_id=symmetric.id).policy,
             "ciphertext_blob": kms.encrypt(key_id=symmetric.id, plaintext=b"sample").ciphertext_blob,
             "signature": kms.sign(key_id=signing.id, **ECDSA).signature,
             "mac of it": kms.generate_mac(key_id=mac.id, **HMAC).mac,
         }
+
+    def grant(self):
+        """A grant that may end."""
+        return self.kms.create_grant(**self["CreateGrant"]).grant_id
 
     def __getitem__(self, operation):
         there = self.prepared
@@ -58,6 +64,17 @@ class Samples:
             "GetKeyRotationStatus": key,
             "RotateKeyOnDemand": {"key_id": there["turned"]},
             "ListKeyRotations": key,
+            "CreateGrant": {**key, "grantee_principal": GRANTEE, "operations": ["Decrypt"]},
+            "ListGrants": key,
+            "ListRetirableGrants": {"retiring_principal": GRANTEE},
+            "RetireGrant": {**key, "grant_id": self.grant()} if operation == "RetireGrant" else {},
+            "RevokeGrant": {**key, "grant_id": self.grant()} if operation == "RevokeGrant" else {},
+            "GetKeyPolicy": key,
+            "PutKeyPolicy": {**key, "policy": there["policy"]},
+            "ListKeyPolicies": key,
+            "TagResource": {**key, "tags": [{"tag_key": "sample", "tag_value": "x"}]},
+            "UntagResource": {**key, "tag_keys": ["sample"]},
+            "ListResourceTags": key,
             "CreateAlias": {"alias_name": fresh, "target_key_id": there["symmetric"]},
             "UpdateAlias": {"alias_name": self.alias, "target_key_id": there["symmetric"]},
             "DeleteAlias": {"alias_name": self.alias},

@@ -105,7 +105,6 @@ def refuse(kms, samples, refused, operation, field, value, why):
 def test_a_member_that_is_not_served_is_refused(kms, samples, refused, operation, field):
     value = {
         "custom_key_store_id": "cks-1234567890abcdef0",
-        "grant_tokens": ["a grant token that nobody made"],
         "multi_region": True,
         "recipient": {"key_encryption_algorithm": "RSAES_OAEP_SHA_256", "attestation_document": b"x"},
         "xks_key_id": "external-1",
@@ -156,6 +155,8 @@ def test_grant_tokens_are_few_and_short(kms, samples, refused, operation):
     for tokens in (["x"] * 11, ["x" * 8193], [""]):
         with refused("ValidationException"):
             getattr(kms, snake(operation))(**{**samples[operation], "grant_tokens": tokens})
+    with refused("InvalidGrantTokenException"):
+        getattr(kms, snake(operation))(**{**samples[operation], "grant_tokens": ["nobody made it"]})
 
 
 WRONG_USAGE = [

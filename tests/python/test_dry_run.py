@@ -7,6 +7,9 @@ from client import OPERATIONS, snake
 
 TRIALS = [name for name, method in OPERATIONS.items() if "dry_run" in method.input_type.fields_by_name]
 
+# A grant of a key that is disabled ends too.
+ENDS = ("RetireGrant", "RevokeGrant")
+
 
 @pytest.mark.parametrize("operation", TRIALS)
 def test_a_trial_of_what_would_succeed(kms, samples, refused, operation):
@@ -21,10 +24,11 @@ def test_a_trial_of_what_would_not(kms, samples, new_key, refused, operation):
     sample = samples[operation]
     call = getattr(kms, snake(operation))
     named = "destination_key_id" if operation == "ReEncrypt" else "key_id"
-    disabled = new_key()
-    kms.disable_key(key_id=disabled.id)
-    with refused("DisabledException"):
-        call(**{**sample, named: disabled.id}, dry_run=True)
+    if operation not in ENDS:
+        disabled = new_key()
+        kms.disable_key(key_id=disabled.id)
+        with refused("DisabledException"):
+            call(**{**sample, named: disabled.id}, dry_run=True)
     with refused("NotFoundException"):
         call(**{**sample, named: "11111111-2222-3333-4444-555555555555"}, dry_run=True)
 

@@ -119,6 +119,28 @@ pub(super) async fn rows(
     found.bind(after).bind(limit).fetch_all(db).await.map(|rows| rows_of(kind, rows))
 }
 
+/// How many rows an account has, or one parent in it.
+pub(super) async fn count(
+    db: impl SqliteExecutor<'_>,
+    kind: Kind,
+    region: &str,
+    account: &str,
+    parent: Option<&str>,
+) -> sqlx::Result<u64> {
+    let counted = match parent {
+        None => query_scalar("SELECT count(*) FROM row WHERE kind = ? AND region = ? AND account = ?"),
+        Some(_) => query_scalar(
+            "SELECT count(*) FROM row WHERE kind = ? AND region = ? AND account = ? AND parent = ?",
+        ),
+    };
+    let counted = counted.bind(kind.as_str()).bind(region).bind(account);
+    let counted = match parent {
+        None => counted,
+        Some(parent) => counted.bind(parent),
+    };
+    counted.fetch_one(db).await.map(|count: i64| u64::try_from(count).unwrap_or(0))
+}
+
 pub(super) async fn all_rows(
     db: impl SqliteExecutor<'_>,
     kind: Kind,

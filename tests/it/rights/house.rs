@@ -140,6 +140,9 @@ policies = [\"AdministratorAccess\"]
             }
             text += &format!("identities = [{{ uri = \"{}\" }}]\n", user_uri(account, name));
             text += &format!("policies = [{}]\n", policies.join(", "));
+            if *name == "painter" {
+                text += "tags = { team = \"red\" }\n";
+            }
         }
     }
     text + "

@@ -12,7 +12,7 @@ use tonic_prost::ProstCodec;
 use crate::support::{Client, LONG, Refusal};
 
 /// A well-formed request of every operation, enums by their numbers.
-const REQUESTS: [(&str, &str); 37] = [
+const REQUESTS: &[(&str, &str)] = &[
     ("CreateKey", "{}"),
     ("DescribeKey", r#"{"keyId": "KEY"}"#),
     ("ListKeys", "{}"),
@@ -44,6 +44,23 @@ const REQUESTS: [(&str, &str); 37] = [
     ("GenerateMac", r#"{"keyId": "KEY", "message": "eA==", "macAlgorithm": 1}"#),
     ("VerifyMac", r#"{"keyId": "KEY", "message": "eA==", "mac": "eA==", "macAlgorithm": 1}"#),
     ("DeriveSharedSecret", r#"{"keyId": "KEY", "keyAgreementAlgorithm": 1, "publicKey": "eA=="}"#),
+    (
+        "CreateGrant",
+        r#"{"keyId": "KEY", "granteePrincipal": "arn:aws:iam::111122223333:user/new", "operations": [1]}"#,
+    ),
+    ("ListGrants", r#"{"keyId": "KEY"}"#),
+    ("ListRetirableGrants", r#"{"retiringPrincipal": "arn:aws:iam::111122223333:user/old"}"#),
+    ("RetireGrant", r#"{"keyId": "KEY", "grantId": "GRANT"}"#),
+    ("RevokeGrant", r#"{"keyId": "KEY", "grantId": "GRANT"}"#),
+    ("GetKeyPolicy", r#"{"keyId": "KEY"}"#),
+    (
+        "PutKeyPolicy",
+        r#"{"keyId": "KEY", "policy": "{\"Statement\":{\"Sid\":\"New\",\"Effect\":\"Allow\",\"Principal\":{\"AWS\":\"111122223333\"},\"Action\":\"kms:*\",\"Resource\":\"*\"}}"}"#,
+    ),
+    ("ListKeyPolicies", r#"{"keyId": "KEY"}"#),
+    ("TagResource", r#"{"keyId": "KEY", "tags": [{"tagKey": "new", "tagValue": "x"}]}"#),
+    ("UntagResource", r#"{"keyId": "KEY", "tagKeys": ["old"]}"#),
+    ("ListResourceTags", r#"{"keyId": "KEY"}"#),
     ("LookupEvents", "{}"),
     ("VerifyEvents", "{}"),
     ("StreamEvents", "{}"),
@@ -102,8 +119,8 @@ impl Visitor for Names {
     }
 }
 
-/// Every operation, with a request for this key and ciphertext.
-pub fn calls(key: &str, blob: &[u8]) -> Vec<Call> {
+/// Every operation, with a request for this key, ciphertext and grant.
+pub fn calls(key: &str, blob: &[u8], grant: &str) -> Vec<Call> {
     use base64::Engine as _;
     let blob = base64::engine::general_purpose::STANDARD.encode(blob);
     let pool = DescriptorPool::decode(strongroom::proto::DESCRIPTORS).unwrap();
@@ -121,7 +138,7 @@ pub fn calls(key: &str, blob: &[u8]) -> Vec<Call> {
 
     let call = |(name, json): &(&str, &str)| {
         let method = methods[*name].clone();
-        let json = json.replace("KEY", key).replace("BLOB", &blob);
+        let json = json.replace("KEY", key).replace("BLOB", &blob).replace("GRANT", grant);
         let mut reader = serde_json::Deserializer::from_str(&json);
         let request = DynamicMessage::deserialize(method.input(), &mut reader).expect(name);
         Call { method, request }

@@ -64,6 +64,17 @@ rpcs! { kms "kms.v1.KeyManagementService":
     "GenerateMac" GenerateMacRequest GenerateMacResponse,
     "VerifyMac" VerifyMacRequest VerifyMacResponse,
     "DeriveSharedSecret" DeriveSharedSecretRequest DeriveSharedSecretResponse,
+    "CreateGrant" CreateGrantRequest CreateGrantResponse,
+    "ListGrants" ListGrantsRequest ListGrantsResponse,
+    "ListRetirableGrants" ListRetirableGrantsRequest ListRetirableGrantsResponse,
+    "RetireGrant" RetireGrantRequest RetireGrantResponse,
+    "RevokeGrant" RevokeGrantRequest RevokeGrantResponse,
+    "GetKeyPolicy" GetKeyPolicyRequest GetKeyPolicyResponse,
+    "PutKeyPolicy" PutKeyPolicyRequest PutKeyPolicyResponse,
+    "ListKeyPolicies" ListKeyPoliciesRequest ListKeyPoliciesResponse,
+    "TagResource" TagResourceRequest TagResourceResponse,
+    "UntagResource" UntagResourceRequest UntagResourceResponse,
+    "ListResourceTags" ListResourceTagsRequest ListResourceTagsResponse,
 }
 rpcs! { cloudtrail "cloudtrail.v1.CloudTrailService":
     "LookupEvents" LookupEventsRequest LookupEventsResponse,

@@ -482,6 +482,7 @@ fn resolve(credentials: &[Credential]) -> Option<Arc<Principal>> {
             _ => return None,
         };
         Some(Arc::new(Principal {
+            tags: Default::default(),
             account: "111122223333".to_owned(),
             kind: PrincipalKind::User,
             name: name.to_owned(),
