@@ -328,7 +328,8 @@ fn fits(key: &Key, terms: &Terms) -> Result<()> {
     }
     let in_context =
         |operation: &String| GRANTS_WITH_CONTEXT.contains(&operation.as_str()) || operation == "CreateGrant";
-    if !terms.constraints.is_free() && !(symmetric && terms.operations.iter().any(in_context)) {
+    let constrainable = symmetric && terms.operations.iter().any(in_context);
+    if !(constrainable || terms.constraints.is_free()) {
         return Err(Error::validation(
             "Encryption context constraints need a symmetric encryption key and an operation with an encryption context.",
         ));
