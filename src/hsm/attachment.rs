@@ -19,7 +19,7 @@ use super::mechanism;
 use super::module::Life;
 use super::selftest::SelfTest;
 use super::session::{self, Handle, Session, TokenInfo};
-use super::{Cause, ClusterIdentity, Hash, HsmError, Material, TokenUri, Use};
+use super::{Cause, ClusterIdentity, Hash, Home, HsmError, KeyRef, Material, TokenUri, Use};
 
 /// Why a token is not attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub(crate) struct Attachment {
     /// goes.
     pub(crate) keeper: Mutex<Session>,
     pub(crate) wrapping_key: Handle,
+    /// Held from looking for an object until it is there, so that it comes once.
+    installing: Mutex<()>,
     slot: CK_SLOT_ID,
     sessions: Gauge,
     /// Keeps the login, and probes.
@@ -101,6 +103,7 @@ impl Attach<'_> {
             garbage: Arc::default(),
             keeper: Mutex::new(keeper),
             wrapping_key,
+            installing: Mutex::default(),
             slot,
             sessions: self.sessions,
             anchor: Mutex::new(anchor),
@@ -134,13 +137,10 @@ impl Attach<'_> {
                 )));
             }
         }
-        for (name, key) in [("row MAC key", identity.mac_key()), ("head key", identity.head_key())] {
-            let found = session.find(&keys::search(key.id, key.material)).map_err(away)?.len();
-            if found != 1 {
-                return Err(NotAttached::Foreign(format!(
-                    "the token has {found} {name}s with the id {}",
-                    key.id
-                )));
+        // The daemon's own keys are brought from their blobs: a new member has none.
+        for key in [identity.mac_key(), identity.head_key()] {
+            if let Home::Resident { blob: Some(blob) } = &key.home {
+                install(session, wrapping_key, identity, &key, blob).map_err(away)?;
             }
         }
         Ok(wrapping_key)
@@ -174,6 +174,12 @@ impl Attachment {
         check_test_key(session, self.wrapping_key, &self.identity)
     }
 
+    /// A resident key's object, which is unwrapped where there is none.
+    pub(crate) fn install(&self, session: &Session, key: &KeyRef, blob: &[u8]) -> Result<Handle, Failure> {
+        let _installing = self.installing.lock();
+        install(session, self.wrapping_key, &self.identity, key, blob)
+    }
+
     /// Destroys what nobody uses any more. Only the keeper's thread calls it.
     pub(crate) fn sweep(&self, keeper: &Session) {
         for handle in self.garbage.take() {
@@ -184,6 +190,24 @@ impl Attachment {
             }
         }
     }
+}
+
+fn install(
+    session: &Session,
+    wrapping_key: Handle,
+    identity: &ClusterIdentity,
+    key: &KeyRef,
+    blob: &[u8],
+) -> Result<Handle, Failure> {
+    if let Some(present) = session.find(&keys::search(key.id, key.material))?.first() {
+        return Ok(*present);
+    }
+    let label = match key.id {
+        id if id == identity.mac_key.id => keys::MAC_KEY_LABEL,
+        id if id == identity.head_key.id => keys::HEAD_KEY_LABEL,
+        _ => keys::KEY_LABEL,
+    };
+    keys::unwrap(session, wrapping_key, blob, key.material, key.usage, Form::Resident { id: key.id, label })
 }
 
 fn find_token(life: &Arc<Life>, token: &TokenUri) -> Result<(CK_SLOT_ID, TokenInfo), NotAttached> {

@@ -117,6 +117,11 @@ impl KeyCache {
         }
     }
 
+    /// Whether a key's handle is at hand.
+    pub(crate) fn has_loaded(&self, id: BackingId) -> bool {
+        self.keys.read().find(id).is_some_and(|entry| entry.loaded.initialized())
+    }
+
     /// How many keys it holds.
     pub(crate) fn len(&self) -> usize {
         self.keys.read().clock.len()

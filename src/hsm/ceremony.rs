@@ -47,7 +47,7 @@ fn on_token(life: &Arc<Life>, token: &TokenUri, pin: &SecretString) -> Result<Cl
     result
 }
 
-fn find_slot(life: &Life, token: &TokenUri) -> Result<cryptoki_sys::CK_SLOT_ID, HsmError> {
+pub(super) fn find_slot(life: &Life, token: &TokenUri) -> Result<cryptoki_sys::CK_SLOT_ID, HsmError> {
     for slot in session::slots(life).map_err(unavailable)? {
         let info = session::token_info(life, slot).map_err(unavailable)?;
         if info.label == token.label && info.serial == token.serial {
@@ -57,7 +57,7 @@ fn find_slot(life: &Life, token: &TokenUri) -> Result<cryptoki_sys::CK_SLOT_ID, 
     Err(HsmError::Unavailable(format!("the module has no token {token}")))
 }
 
-fn refuse_used_token(session: &Session) -> Result<(), HsmError> {
+pub(super) fn refuse_used_token(session: &Session) -> Result<(), HsmError> {
     for label in [keys::WRAPPING_KEY_LABEL, keys::MAC_KEY_LABEL, keys::HEAD_KEY_LABEL, keys::KEY_LABEL] {
         for class in [CKO_SECRET_KEY, CKO_PRIVATE_KEY] {
             if !session.find(&keys::search_label(class, label)).map_err(unavailable)?.is_empty() {
@@ -107,6 +107,6 @@ fn make_test_key(session: &Session, wrapping_key: Handle) -> Result<(Blob, Blob)
     Ok((blob.into(), check?.into()))
 }
 
-fn unavailable(failure: Failure) -> HsmError {
+pub(super) fn unavailable(failure: Failure) -> HsmError {
     HsmError::Unavailable(failure.to_string())
 }

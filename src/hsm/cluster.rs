@@ -1,10 +1,11 @@
 //! The HSMs as the rest of the daemon sees them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use cryptoki_sys::{CKA_ID, CKO_PRIVATE_KEY, CKO_SECRET_KEY};
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use secrecy::SecretString;
 use tokio::sync::watch;
@@ -17,14 +18,16 @@ use super::member::{Member, Parts, Step};
 use super::meters::Function;
 use super::modules::Modules;
 use super::{
-    BackingId, Capability, ClusterIdentity, ClusterSettings, Curve, DataKeyPair, Hash, Home, HsmError,
-    KeyRef, KeyRules, Made, Material, MemberHealth, MemberSettings, MemberState, MemberStatus, Residence,
-    Scheme, Sealed, Use,
+    Capability, ClusterIdentity, ClusterSettings, Curve, DataKeyPair, Hash, Home, HsmError, KeyRef, KeyRules,
+    Material, MemberHealth, MemberSettings, MemberState, MemberStatus, Residence, Scheme, Sealed, TokenUri,
 };
 use super::{keys, mechanism};
 
 /// Most that [`Cluster::random`] gives at once, as KMS.
 const RANDOM_BYTES_MAX: usize = 1024;
+
+/// How much longer a call that makes a key waits for one member.
+const LANE_PATIENCE: u64 = 10;
 
 /// Members that serve the same keys.
 ///
@@ -32,13 +35,22 @@ const RANDOM_BYTES_MAX: usize = 1024;
 /// it and has the shortest queue; where that member fails, another is asked,
 /// unless the call's effect could then happen twice.
 pub struct Cluster {
-    members: Vec<Arc<Member>>,
+    modules: Arc<Modules>,
+    members: ArcSwap<Vec<Arc<Member>>>,
     identity: Arc<ClusterIdentity>,
     settings: ClusterSettings,
     rules: KeyRules,
     health: Arc<watch::Sender<Vec<MemberHealth>>>,
     stop: CancellationToken,
-    supervisors: Mutex<Vec<JoinHandle<()>>>,
+    supervisors: Mutex<BTreeMap<String, Supervisor>>,
+    /// Members so far, which names their threads.
+    started: AtomicUsize,
+}
+
+/// What looks after a member.
+struct Supervisor {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
 }
 
 impl Cluster {
@@ -50,47 +62,98 @@ impl Cluster {
     /// Errors: a library that does not load, a token URI that is malformed, a
     /// member that names no module.
     pub fn start(
-        modules: &Modules,
+        modules: &Arc<Modules>,
         members: Vec<(MemberSettings, SecretString)>,
         identity: ClusterIdentity,
         settings: ClusterSettings,
         rules: KeyRules,
     ) -> Result<Arc<Cluster>, HsmError> {
-        let mut tokens = Vec::with_capacity(members.len());
+        let cluster = Arc::new(Cluster {
+            modules: modules.clone(),
+            members: ArcSwap::default(),
+            identity: Arc::new(identity),
+            settings,
+            rules,
+            health: Arc::default(),
+            stop: CancellationToken::new(),
+            supervisors: Mutex::default(),
+            started: AtomicUsize::new(0),
+        });
         for (member, pin) in members {
-            tokens.push((member.token.parse::<super::TokenUri>()?, modules.get(&member.module)?, pin));
+            cluster.add_member(&member, pin)?;
         }
-        let attaching = |token: &super::TokenUri| MemberHealth {
-            uri: token.to_string(),
-            state: MemberState::Attaching,
-            reason: None,
+        Ok(cluster)
+    }
+
+    /// Takes a token in, which is attached in the background: it serves when it
+    /// is known to hold the cluster's wrapping key.
+    ///
+    /// Errors: a library that does not load, a token URI that is malformed or
+    /// is a member's already, a module that there is not.
+    pub fn add_member(&self, settings: &MemberSettings, pin: SecretString) -> Result<(), HsmError> {
+        let token: TokenUri = settings.token.parse()?;
+        let uri = token.to_string();
+        let module = self.modules.get(&settings.module)?;
+        let mut supervisors = self.supervisors.lock();
+        if supervisors.contains_key(&uri) {
+            return Err(HsmError::Unsupported(format!("{uri} is a member already")));
+        }
+        let (identity, news) = (self.identity.clone(), self.health.clone());
+        let index = self.started.fetch_add(1, Ordering::Relaxed);
+        let parts = Parts { token, index, module, pin, identity, settings: self.settings.clone(), news };
+        let member = Arc::new(Member::start(parts)?);
+        self.health.send_modify(|members| {
+            members.push(MemberHealth { uri: uri.clone(), state: MemberState::Attaching, reason: None });
+        });
+        let mut members = Vec::clone(&self.members.load());
+        members.push(member.clone());
+        self.members.store(Arc::new(members));
+        let stop = self.stop.child_token();
+        let task = tokio::spawn(member.supervise(stop.clone()));
+        supervisors.insert(uri, Supervisor { stop, task });
+        Ok(())
+    }
+
+    /// Lets a member go, after what it has been asked to do is done. Takes at
+    /// most about `call_timeout_ms` where a call hangs.
+    ///
+    /// Errors: it is no member.
+    pub async fn remove_member(&self, uri: &str) -> Result<(), HsmError> {
+        let member = self.member(uri)?;
+        let supervisor = {
+            let mut supervisors = self.supervisors.lock();
+            let kept = self.members.load().iter().filter(|other| other.uri() != uri).cloned().collect();
+            self.members.store(Arc::new(kept));
+            self.health.send_modify(|members| members.retain(|member| member.uri != uri));
+            supervisors.remove(uri)
         };
-        let health =
-            Arc::new(watch::Sender::new(tokens.iter().map(|(token, ..)| attaching(token)).collect()));
-        let identity = Arc::new(identity);
-        let mut members = Vec::with_capacity(tokens.len());
-        for (index, (token, module, pin)) in tokens.into_iter().enumerate() {
-            let (identity, settings, news) = (identity.clone(), settings.clone(), health.clone());
-            let parts = Parts { token, index, module, pin, identity, settings, news };
-            members.push(Arc::new(Member::start(parts)?));
-        }
-        let stop = CancellationToken::new();
-        let supervise = |member: &Arc<Member>| tokio::spawn(member.clone().supervise(stop.clone()));
-        let supervisors = Mutex::new(members.iter().map(supervise).collect());
-        Ok(Arc::new(Cluster { members, identity, settings, rules, health, stop, supervisors }))
+        self.end(vec![member], supervisor.into_iter().collect()).await;
+        Ok(())
+    }
+
+    /// Takes a member out for maintenance, or brings it back.
+    ///
+    /// Errors: it is no member.
+    pub fn set_maintenance(&self, uri: &str, out: bool) -> Result<(), HsmError> {
+        self.member(uri)?.set_maintenance(out);
+        Ok(())
     }
 
     /// Finishes what is queued, ends the threads and logs out. Takes at most
     /// about `call_timeout_ms` where a call hangs.
     pub async fn shutdown(&self) {
-        self.stop.cancel();
         let supervisors = std::mem::take(&mut *self.supervisors.lock());
+        self.stop.cancel();
+        self.end(Vec::clone(&self.members.load()), supervisors.into_values().collect()).await;
+    }
+
+    async fn end(&self, members: Vec<Arc<Member>>, supervisors: Vec<Supervisor>) {
         for supervisor in supervisors {
-            if let Err(error) = supervisor.await {
+            supervisor.stop.cancel();
+            if let Err(error) = supervisor.task.await {
                 tracing::warn!("a member's supervisor ended badly: {error}");
             }
         }
-        let members = self.members.clone();
         let patience = Duration::from_millis(self.settings.call_timeout_ms);
         let ended =
             tokio::task::spawn_blocking(move || members.iter().for_each(|member| member.stop(patience)));
@@ -116,13 +179,14 @@ impl Cluster {
 
     /// What an operator sees of each member.
     pub fn members(&self) -> Vec<MemberStatus> {
-        self.members.iter().map(|member| member.status()).collect()
+        self.members.load().iter().map(|member| member.status()).collect()
     }
 
     /// What at least one member was found able to do, whether it serves now or
     /// not. Empty until the first is attached.
     pub fn capabilities(&self) -> HashSet<Capability> {
         self.members
+            .load()
             .iter()
             .filter_map(|member| member.self_test())
             .flat_map(|test| {
@@ -135,49 +199,40 @@ impl Cluster {
     /// How [`Cluster::generate`] will keep keys of a kind; None where no member
     /// was found able to make them.
     pub fn residence(&self, material: Material) -> Option<Residence> {
-        let residences = self.members.iter().filter_map(|member| member.self_test()?.residence(material));
-        let residence = residences.min_by_key(|residence| *residence == Residence::Resident)?;
+        let residence = self.least_residence(material)?;
         Some(if self.rules.resident { Residence::Resident } else { residence })
+    }
+
+    /// Wrapped where some member can wrap such keys.
+    pub(super) fn least_residence(&self, material: Material) -> Option<Residence> {
+        let members = self.members.load();
+        let residences = members.iter().filter_map(|member| member.self_test()?.residence(material));
+        residences.min_by_key(|residence| *residence == Residence::Resident)
     }
 
     /// The operator's word that a refused member may log in again, with a new
     /// PIN where it is another one.
     pub fn retry_pin(&self, uri: &str, pin: Option<SecretString>) -> Result<(), HsmError> {
-        let member = self.members.iter().find(|member| member.uri() == uri);
-        let member = member.ok_or_else(|| HsmError::Unsupported(format!("{uri} is no member")))?;
-        member.retry_pin(pin);
+        self.member(uri)?.retry_pin(pin);
         Ok(())
     }
 
-    /// Makes a backing key named `id`: wrapped where its kind can be, else as a
-    /// token object.
-    pub async fn generate(
-        &self,
-        id: BackingId,
-        material: Material,
-        usage: Use,
-        deadline: Instant,
-    ) -> Result<Made, HsmError> {
-        let member = self.pick(Some(Capability::Make(material)), &[], deadline).await?;
-        match self.residence(material) {
-            None => Err(self.why_not(Some(Capability::Make(material)))),
-            Some(Residence::Wrapped) => {
-                let step: Step<_> = Arc::new(move |session, wrapping_key, _| {
-                    keys::make_wrapped(session, wrapping_key, material, usage)
-                });
-                let capability = Capability::Make(material);
-                let (blob, public_key) =
-                    self.anywhere(Function::Generate, Some(capability), deadline, step).await?;
-                let home = Home::Wrapped { by: self.identity.wrapping_key, blob: blob.into() };
-                Ok(Made { key: KeyRef { id, material, usage, home }, public_key })
-            }
-            Some(Residence::Resident) => {
-                let step: Step<_> =
-                    Arc::new(move |session, _, _| keys::make_resident(session, id, material, usage));
-                let public_key = member.without_key(Function::Generate, deadline, false, &step).await?;
-                Ok(Made { key: KeyRef { id, material, usage, home: Home::Resident }, public_key })
-            }
-        }
+    /// A member by its URI.
+    pub(super) fn member(&self, uri: &str) -> Result<Arc<Member>, HsmError> {
+        let members = self.members.load();
+        let member = members.iter().find(|member| member.uri() == uri).cloned();
+        member.ok_or_else(|| HsmError::Unsupported(format!("{uri} is no member")))
+    }
+
+    /// The members.
+    pub(super) fn all(&self) -> Arc<Vec<Arc<Member>>> {
+        self.members.load_full()
+    }
+
+    /// Those that serve now.
+    pub(super) fn serving(&self) -> Vec<Arc<Member>> {
+        let serves = |member: &&Arc<Member>| member.state() == MemberState::Serving;
+        self.members.load().iter().filter(serves).cloned().collect()
     }
 
     /// AES-256-GCM under a random 96-bit IV.
@@ -292,54 +347,13 @@ impl Cluster {
         self.anywhere(Function::DataKeyPair, Some(Capability::Make(material)), deadline, step).await
     }
 
-    /// Destroys a key: a wrapped one leaves every cache, a resident one every
-    /// token, after its last use has ended; one that is not there is destroyed.
-    ///
-    /// [`HsmError::Unavailable`] where a member did not answer, so that the key
-    /// may be there still: to be called again.
-    pub async fn destroy(&self, key: &KeyRef, deadline: Instant) -> Result<(), HsmError> {
-        let mut result = Ok(());
-        for member in &self.members {
-            let destroyed = match member.forget(key, deadline).await {
-                Ok(()) if key.home == Home::Resident => destroy_resident(member, key, deadline).await,
-                other => other,
-            };
-            result = result.and(destroyed);
-        }
-        result
-    }
-
-    /// The ids of the resident backing keys on all members that serve.
-    pub async fn inventory(&self, deadline: Instant) -> Result<Vec<BackingId>, HsmError> {
-        let step: Step<_> = Arc::new(|session, _, _| {
-            let mut ids = Vec::new();
-            for class in [CKO_SECRET_KEY, CKO_PRIVATE_KEY] {
-                for handle in session.find(&keys::search_label(class, keys::KEY_LABEL))? {
-                    match session.attribute(handle, CKA_ID)?.as_slice().try_into() {
-                        Ok(id) => ids.push(BackingId(id)),
-                        Err(_) => tracing::warn!("a key labelled as ours has a CKA_ID that is not"),
-                    }
-                }
-            }
-            Ok(ids)
-        });
-        let mut all = Vec::new();
-        let serving = self.members.iter().filter(|member| member.state() == MemberState::Serving);
-        for member in serving {
-            all.extend(member.without_key(Function::Find, deadline, true, &step).await?);
-        }
-        all.sort_unstable();
-        all.dedup();
-        Ok(all)
-    }
-
     /// How many session objects live on the members that serve: loaded keys,
     /// and those about to be destroyed. It searches the HSM: for diagnosis.
     pub async fn session_objects(&self, deadline: Instant) -> Result<usize, HsmError> {
         let step: Step<_> =
             Arc::new(|session, _, _| Ok(session.find(&keys::search_session_objects())?.len()));
         let mut all = 0;
-        for member in self.members.iter().filter(|member| member.state() == MemberState::Serving) {
+        for member in self.serving() {
             all += member.without_key(Function::Find, deadline, true, &step).await?;
         }
         Ok(all)
@@ -353,73 +367,71 @@ impl Cluster {
         deadline: Instant,
         step: Step<T>,
     ) -> Result<T, HsmError> {
-        let mut tried = Vec::new();
+        let mut attempt = Attempts::new(self, function, Some(capability), Some(key), deadline);
         loop {
-            let member = self.pick(Some(capability), &tried, deadline).await?;
-            match member.with_key(function, key, deadline, &step).await {
-                Err(error) if self.is_worth_another(&error, &member, &mut tried) => {}
-                other => return other,
+            let (member, until) = attempt.next().await?;
+            let result = member.with_key(function, key, until, &step).await;
+            if let Some(result) = attempt.settle(member, until, result) {
+                return result;
             }
         }
     }
 
     /// Does something whose effect may happen twice.
-    async fn anywhere<T: Send + 'static>(
+    pub(super) async fn anywhere<T: Send + 'static>(
         &self,
         function: Function,
         capability: Option<Capability>,
         deadline: Instant,
         step: Step<T>,
     ) -> Result<T, HsmError> {
-        let mut tried = Vec::new();
+        let mut attempt = Attempts::new(self, function, capability, None, deadline);
         loop {
-            let member = self.pick(capability, &tried, deadline).await?;
-            match member.without_key(function, deadline, true, &step).await {
-                Err(error) if self.is_worth_another(&error, &member, &mut tried) => {}
-                other => return other,
+            let (member, until) = attempt.next().await?;
+            let result = member.without_key(function, until, true, &step).await;
+            if let Some(result) = attempt.settle(member, until, result) {
+                return result;
             }
         }
     }
 
-    /// Whether another member might do better; notes the one that failed.
-    fn is_worth_another(&self, error: &HsmError, member: &Arc<Member>, tried: &mut Vec<Arc<Member>>) -> bool {
-        tried.push(member.clone());
-        tried.len() < self.members.len()
-            && matches!(
-                error,
-                HsmError::Unavailable(_) | HsmError::Busy | HsmError::Missing(_) | HsmError::Device(_)
-            )
-    }
-
     /// The member for a call: the one that serves and can do it with the
-    /// shortest queue, or else one that is being attached.
-    async fn pick(
+    /// shortest queue, or else one that is being attached; with how many others
+    /// there are.
+    pub(super) async fn pick(
         &self,
         capability: Option<Capability>,
+        key: Option<&KeyRef>,
         tried: &[Arc<Member>],
         deadline: Instant,
-    ) -> Result<Arc<Member>, HsmError> {
+    ) -> Result<(Arc<Member>, usize), HsmError> {
+        // An object that no blob brings to others: ask first who has it.
+        let only = key.filter(|key| matches!(key.home, Home::Resident { blob: None }));
         let mut health = self.health.subscribe();
         loop {
             health.borrow_and_update();
-            let mut best: Option<(&Arc<Member>, usize)> = None;
-            let mut hopeful = false;
-            for member in &self.members {
+            let members = self.members.load();
+            let mut best = None;
+            let (mut candidates, mut hopeful) = (0, false);
+            for member in members.iter() {
                 let untried = !tried.iter().any(|other| Arc::ptr_eq(other, member));
                 let can = capability.is_none_or(|capability| member.can(capability).unwrap_or(true));
                 match member.state() {
                     MemberState::Serving if untried && can => {
-                        let waiting = member.waiting();
-                        if best.is_none_or(|(_, least)| waiting < least) {
-                            best = Some((member, waiting));
+                        let absent = only.is_some_and(|key| !member.has_loaded(key.id));
+                        let rank = (member.is_slow(), absent, member.waiting());
+                        candidates += 1;
+                        if best.as_ref().is_none_or(|(_, least)| rank < *least) {
+                            best = Some((member.clone(), rank));
                         }
                     }
                     MemberState::Attaching if untried && can => hopeful = true,
                     _ => {}
                 }
             }
+            drop(members);
             match best {
-                Some((member, _)) => return Ok(member.clone()),
+                Some((member, _)) => return Ok((member, candidates - 1)),
                 None if !hopeful => return Err(self.why_not(capability)),
                 None => {}
             }
@@ -431,8 +443,9 @@ impl Cluster {
     }
 
     /// Why no member does it.
-    fn why_not(&self, capability: Option<Capability>) -> HsmError {
-        let cannot = |capability| self.members.iter().all(|member| member.can(capability) == Some(false));
+    pub(super) fn why_not(&self, capability: Option<Capability>) -> HsmError {
+        let cannot =
+            |capability| self.members.load().iter().all(|member| member.can(capability) == Some(false));
         match capability {
             Some(capability) if cannot(capability) => HsmError::Unsupported(format!("{capability}")),
             _ => {
@@ -451,19 +464,71 @@ impl Cluster {
     }
 }
 
+/// The attempts at one call, each on another member.
+struct Attempts<'a> {
+    cluster: &'a Cluster,
+    patience: Duration,
+    capability: Option<Capability>,
+    key: Option<&'a KeyRef>,
+    deadline: Instant,
+    tried: Vec<Arc<Member>>,
+    last: Option<HsmError>,
+}
+
+impl<'a> Attempts<'a> {
+    fn new(
+        cluster: &'a Cluster,
+        function: Function,
+        capability: Option<Capability>,
+        key: Option<&'a KeyRef>,
+        deadline: Instant,
+    ) -> Self {
+        let longer = if function.takes_lane() { LANE_PATIENCE } else { 1 };
+        let patience = Duration::from_millis(cluster.settings.failover_timeout_ms.saturating_mul(longer));
+        Attempts { cluster, patience, capability, key, deadline, tried: Vec::new(), last: None }
+    }
+
+    /// The next member, and until when it is waited for: to the end where there
+    /// is no other.
+    async fn next(&mut self) -> Result<(Arc<Member>, Instant), HsmError> {
+        match self.cluster.pick(self.capability, self.key, &self.tried, self.deadline).await {
+            Ok((member, 0)) => Ok((member, self.deadline)),
+            Ok((member, _)) => Ok((member, self.deadline.min(Instant::now() + self.patience))),
+            Err(error) => Err(self.last.take().unwrap_or(error)),
+        }
+    }
+
+    /// The call's result, unless another member might do better.
+    fn settle<T>(
+        &mut self,
+        member: Arc<Member>,
+        until: Instant,
+        result: Result<T, HsmError>,
+    ) -> Option<Result<T, HsmError>> {
+        let error = match result {
+            Err(HsmError::Deadline) if until < self.deadline => {
+                member.mark_slow();
+                HsmError::Deadline
+            }
+            Err(
+                error @ (HsmError::Unavailable(_)
+                | HsmError::Busy
+                | HsmError::Missing(_)
+                | HsmError::Device(_)),
+            ) => error,
+            other => return Some(other),
+        };
+        self.tried.push(member);
+        self.last = Some(error);
+        None
+    }
+}
+
 /// Without [`Cluster::shutdown`] the members at least are no longer looked after.
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.stop.cancel();
     }
-}
-
-async fn destroy_resident(member: &Arc<Member>, key: &KeyRef, deadline: Instant) -> Result<(), HsmError> {
-    let search = keys::search(key.id, key.material);
-    let step: Step<_> = Arc::new(move |session, _, _| {
-        session.find(&search)?.into_iter().try_for_each(|handle| session.destroy(handle))
-    });
-    member.without_key(Function::Destroy, deadline, true, &step).await
 }
 
 /// SEC 1, 2.3.3: 04, x, y.

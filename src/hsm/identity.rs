@@ -121,7 +121,7 @@ pub struct SystemKey {
 
 impl SystemKey {
     fn key(&self, material: Material, usage: Use) -> KeyRef {
-        KeyRef { id: self.id, material, usage, home: Home::Resident }
+        KeyRef { id: self.id, material, usage, home: Home::Resident { blob: Some(self.blob.0.clone()) } }
     }
 }
 

@@ -145,11 +145,17 @@ pub(crate) fn unwrap(
 /// WRAP_WITH_TRUSTED lets it leave only under a key that the SO marked
 /// TRUSTED, to a new member.
 pub(crate) fn make_wrapping_key(session: &Session, id: BackingId) -> Result<Handle, Failure> {
+    // Before MODIFIABLE, after which SoftHSM2 takes no attribute.
+    let template = Template::default().number(CKA_VALUE_LEN, 32).and(wrapping_key_template(id));
+    session.generate(Mechanism::Plain(CKM_AES_KEY_GEN), &template)
+}
+
+/// What a wrapping key is, where it is made and on every member that it comes to.
+pub(crate) fn wrapping_key_template(id: BackingId) -> Template {
     let unwrapped = Template::default().flag(CKA_SENSITIVE, true).flag(CKA_WRAP_WITH_TRUSTED, true);
-    let template = Template::default()
+    Template::default()
         .number(CKA_CLASS, CKO_SECRET_KEY)
         .number(CKA_KEY_TYPE, CKK_AES)
-        .number(CKA_VALUE_LEN, 32)
         .flag(CKA_TOKEN, true)
         .flag(CKA_PRIVATE, true)
         .flag(CKA_COPYABLE, false)
@@ -166,8 +172,7 @@ pub(crate) fn make_wrapping_key(session: &Session, id: BackingId) -> Result<Hand
         .nested(CKA_UNWRAP_TEMPLATE, unwrapped)
         .bytes(CKA_ID, &id.0)
         .bytes(CKA_LABEL, WRAPPING_KEY_LABEL.as_bytes())
-        .flag(CKA_MODIFIABLE, false);
-    session.generate(Mechanism::Plain(CKM_AES_KEY_GEN), &template)
+        .flag(CKA_MODIFIABLE, false)
 }
 
 /// What finds a key's token object by its CKA_ID.

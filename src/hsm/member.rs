@@ -44,7 +44,6 @@ pub(crate) type Step<T> = Arc<dyn Fn(&Session, Handle, &SelfTest) -> Result<T, F
 pub(crate) struct Member {
     token: TokenUri,
     uri: String,
-    index: usize,
     module: Arc<Module>,
     pin: Mutex<SecretString>,
     identity: Arc<ClusterIdentity>,
@@ -61,6 +60,10 @@ pub(crate) struct Member {
     hung: AtomicUsize,
     epoch: AtomicU64,
     self_test: Mutex<Option<Arc<SelfTest>>>,
+    /// An operator took it out.
+    maintenance: AtomicBool,
+    /// A call got no answer in time, and none has got one since.
+    slow: AtomicBool,
     /// Why the last try to attach failed.
     cause: Mutex<Option<Cause>>,
 }
@@ -70,6 +73,7 @@ enum State {
     Serving(Arc<Attachment>),
     Lost(String),
     Refused(String),
+    Maintenance,
 }
 
 impl State {
@@ -79,6 +83,7 @@ impl State {
             State::Serving(_) => (MemberState::Serving, None),
             State::Lost(reason) => (MemberState::Lost, Some(reason.clone())),
             State::Refused(reason) => (MemberState::Refused, Some(reason.clone())),
+            State::Maintenance => (MemberState::Maintenance, Some("an operator took it out".to_owned())),
         }
     }
 }
@@ -134,9 +139,10 @@ impl Member {
             self_test: Mutex::new(None),
             cause: Mutex::new(None),
             pin: Mutex::new(pin),
+            maintenance: AtomicBool::new(false),
+            slow: AtomicBool::new(false),
             token,
             uri,
-            index,
             module,
             identity,
             settings,
@@ -162,6 +168,32 @@ impl Member {
     /// The result of its self-test, once there is one.
     pub(crate) fn self_test(&self) -> Option<Arc<SelfTest>> {
         self.self_test.lock().clone()
+    }
+
+    /// Takes it out for maintenance, or brings it back.
+    pub(crate) fn set_maintenance(&self, out: bool) {
+        self.maintenance.store(out, Ordering::Release);
+        self.kick.notify_one();
+    }
+
+    /// A call got no answer in time.
+    pub(crate) fn mark_slow(&self) {
+        if !self.slow.swap(true, Ordering::AcqRel) {
+            tracing::warn!(member = self.uri, "it does not answer in time: others are asked first");
+        }
+    }
+
+    /// Whether others should be asked first.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.slow.load(Ordering::Acquire)
+    }
+
+    /// Whether a key's handle is at hand.
+    pub(crate) fn has_loaded(&self, id: super::BackingId) -> bool {
+        match &*self.state.borrow() {
+            State::Serving(attachment) => attachment.cache.has_loaded(id),
+            _ => false,
+        }
     }
 
     /// Calls that wait for its session threads.
@@ -236,19 +268,39 @@ impl Member {
         repeatable: bool,
         step: &Step<T>,
     ) -> Result<T, HsmError> {
-        let crew = match function {
-            Function::Generate | Function::DataKeyPair | Function::Destroy => &self.lane,
-            _ => &self.workers,
+        let step = step.clone();
+        let body = move |attachment: &Attachment, session: &Session| {
+            step(session, attachment.wrapping_key, &attachment.self_test)
         };
+        self.with_attachment(function, deadline, repeatable, Arc::new(body)).await
+    }
+
+    /// The same with the attachment at hand, for what may happen twice.
+    pub(crate) async fn on_attachment<T: Send + 'static>(
+        self: &Arc<Self>,
+        function: Function,
+        deadline: tokio::time::Instant,
+        body: impl Fn(&Attachment, &Session) -> Result<T, Failure> + Send + Sync + 'static,
+    ) -> Result<T, HsmError> {
+        self.with_attachment(function, deadline, true, Arc::new(body)).await
+    }
+
+    async fn with_attachment<T: Send + 'static>(
+        self: &Arc<Self>,
+        function: Function,
+        deadline: tokio::time::Instant,
+        repeatable: bool,
+        body: Arc<impl Fn(&Attachment, &Session) -> Result<T, Failure> + Send + Sync + 'static>,
+    ) -> Result<T, HsmError> {
+        let crew = if function.takes_lane() { &self.lane } else { &self.workers };
         let mut last = self.attached_again();
         for _ in 0..ATTEMPTS_MAX {
             let attachment = self.attachment(deadline).await?;
-            let (member, step) = (self.clone(), step.clone());
+            let (member, body) = (self.clone(), body.clone());
             let result = crew
                 .run(deadline, move |bench| {
-                    let handle = attachment.wrapping_key;
                     member.perform(function, bench, &attachment, repeatable, |session| {
-                        step(session, handle, &attachment.self_test)
+                        body(&attachment, session)
                     })
                 })
                 .await;
@@ -401,6 +453,9 @@ impl Member {
                 trouble => Err(trouble),
             },
         };
+        if result.is_ok() && self.is_slow() {
+            self.slow.store(false, Ordering::Release);
+        }
         self.count(function, &result, begun);
         result
     }
@@ -496,6 +551,9 @@ impl Member {
             State::Lost(reason) | State::Refused(reason) => {
                 Some(Err(HsmError::Unavailable(format!("{}: {reason}", self.uri))))
             }
+            State::Maintenance => {
+                Some(Err(HsmError::Unavailable(format!("{}: an operator took it out", self.uri))))
+            }
         };
         if let Some(found) = present(&self.state.borrow()) {
             return found;
@@ -547,13 +605,15 @@ impl Member {
             }
             old = Some(std::mem::replace(state, new));
             self.meters.state(health);
-            self.news.send_if_modified(|members| match members.get_mut(self.index) {
-                Some(member) if member.state != health || member.reason != reason => {
-                    member.state = health;
-                    member.reason = reason;
-                    true
+            self.news.send_if_modified(|members| {
+                match members.iter_mut().find(|member| member.uri == self.uri) {
+                    Some(member) if member.state != health || member.reason != reason => {
+                        member.state = health;
+                        member.reason = reason;
+                        true
+                    }
+                    _ => false,
                 }
-                _ => false,
             });
             true
         });
@@ -570,6 +630,14 @@ impl Member {
     async fn round(self: &Arc<Self>) {
         self.meters.queue_depth(self.workers.waiting());
         self.replace_hung();
+        if self.maintenance.load(Ordering::Acquire) {
+            if self.state() != MemberState::Maintenance {
+                tracing::info!(member = self.uri, "taken out for maintenance");
+                let old = self.change(None, State::Maintenance);
+                self.let_go(old);
+            }
+            return;
+        }
         let serving = match &*self.state.borrow() {
             State::Serving(attachment) => Some(attachment.clone()),
             State::Refused(_) if self.pin_refused.load(Ordering::Acquire) => return,
@@ -591,6 +659,9 @@ impl Member {
             // Where the queue is full, the keeper sweeps anyway.
             let _ = self.keeper.push(move |_| attachment.sweep(&attachment.keeper.lock()));
         }
+        if self.is_slow() {
+            self.try_if_slow(&attachment);
+        }
         let probed = attachment.clone();
         let result: Result<Result<(), Failure>, HsmError> =
             self.control.run(self.call_deadline(), move |_| Ok(probed.probe())).await;
@@ -600,6 +671,19 @@ impl Member {
             Ok(Err(failure)) => drop(self.lose(&attachment, format!("its probe: {failure}"))),
             Err(error) => drop(self.lose(&attachment, format!("its probe: {error}"))),
         }
+    }
+
+    /// Has a session thread do something, as the probe's own thread would not
+    /// see that the others hang.
+    fn try_if_slow(self: &Arc<Self>, attachment: &Arc<Attachment>) {
+        let (member, attachment) = (self.clone(), attachment.clone());
+        // A full queue is slow too.
+        let _ = self.workers.push(move |bench| {
+            let result = session(bench, &attachment).and_then(|session| attachment.canary(session));
+            if result.is_ok() {
+                member.slow.store(false, Ordering::Release);
+            }
+        });
     }
 
     /// Attaches on the present life of the module, else on a new one.
@@ -732,18 +816,24 @@ fn load(keeper: &Session, attachment: &Attachment, key: &KeyRef) -> Result<Loade
             let handle = keys::unwrap(keeper, by, blob, key.material, key.usage, Form::Loaded)?;
             Ok(Loaded::unwrapped(handle, &attachment.garbage))
         }
-        Home::Resident => {
+        Home::Resident { blob } => {
             let search = keys::search(key.id, key.material);
             let mut found = keeper.find(&search)?;
             if found.is_empty() {
                 // A token that went away finds nothing: believe it only while it is well.
                 attachment.canary(keeper)?;
+                if let Some(blob) = blob {
+                    // It was deleted by somebody, or made while the member was away.
+                    tracing::info!(token = attachment.info.label, key = %key.id, "bringing back a key's object");
+                    return Ok(Loaded::resident(attachment.install(keeper, key, blob)?));
+                }
                 found = keeper.find(&search)?;
             }
-            match found.as_slice() {
-                [handle] => Ok(Loaded::resident(*handle)),
-                [] => Err(HsmError::Missing(format!("{} is not on the token", key.id)).into()),
-                several => {
+            match (found.as_slice(), blob) {
+                // Several come of two daemons that brought it at once: they are the same key.
+                ([handle], _) | ([handle, ..], Some(_)) => Ok(Loaded::resident(*handle)),
+                ([], _) => Err(HsmError::Missing(format!("{} is not on the token", key.id)).into()),
+                (several, None) => {
                     Err(HsmError::Device(format!("{} objects have the id {}", several.len(), key.id)).into())
                 }
             }

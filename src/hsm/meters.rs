@@ -31,6 +31,14 @@ functions! {
     Destroy "destroy",
     Find "find",
     Load "load",
+    Install "install",
+}
+
+impl Function {
+    /// Whether it makes, brings or destroys keys: such calls take one lane.
+    pub(crate) fn takes_lane(self) -> bool {
+        matches!(self, Function::Generate | Function::DataKeyPair | Function::Destroy | Function::Install)
+    }
 }
 
 const RESULTS: [&str; 7] = ["ok", "input", "unsupported", "unavailable", "missing", "busy", "device"];
@@ -85,13 +93,14 @@ impl Meters {
         self.sessions.clone()
     }
 
-    /// 0 attaching, 1 serving, 2 lost, 3 refused.
+    /// 0 attaching, 1 serving, 2 lost, 3 refused, 4 in maintenance.
     pub(crate) fn state(&self, state: MemberState) {
         self.state.set(match state {
             MemberState::Attaching => 0.0,
             MemberState::Serving => 1.0,
             MemberState::Lost => 2.0,
             MemberState::Refused => 3.0,
+            MemberState::Maintenance => 4.0,
         });
     }
 }

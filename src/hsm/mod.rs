@@ -19,10 +19,12 @@ mod member;
 mod meters;
 mod module;
 mod modules;
+mod replica;
 mod selftest;
 mod session;
 mod settings;
 pub mod softhsm;
+mod transport;
 mod types;
 
 pub use ceremony::ceremony;
@@ -31,4 +33,5 @@ pub use identity::{Blob, ClusterIdentity, SystemKey, TokenUri};
 pub use module::{private_copy, with_environment};
 pub use modules::Modules;
 pub use settings::*;
+pub use transport::{TokenAccess, bring_wrapping_key};
 pub use types::*;

@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cryptoki_sys::{
-    CK_C_INITIALIZE_ARGS, CK_FUNCTION_LIST, CK_RV, CKF_OS_LOCKING_OK, CKR_FUNCTION_NOT_SUPPORTED, CKR_OK,
+    CK_C_INITIALIZE_ARGS, CK_FUNCTION_LIST, CK_RV, CKF_OS_LOCKING_OK, CKR_CRYPTOKI_ALREADY_INITIALIZED,
+    CKR_FUNCTION_NOT_SUPPORTED, CKR_OK,
 };
 use parking_lot::Mutex;
 
@@ -259,7 +260,17 @@ fn initialise(functions: &CK_FUNCTION_LIST) -> Result<(), Failure> {
     let mut arguments = CK_C_INITIALIZE_ARGS { flags: CKF_OS_LOCKING_OK, ..Default::default() };
     let pointer: *mut CK_C_INITIALIZE_ARGS = &mut arguments;
     // SAFETY: the list is a loaded library's; the arguments outlive the call.
-    check("C_Initialize", functions.C_Initialize.map(|call| unsafe { call(pointer.cast::<c_void>()) }))
+    let begin = || functions.C_Initialize.map(|call| unsafe { call(pointer.cast::<c_void>()) });
+    let mut rv = begin();
+    if rv == Some(CKR_CRYPTOKI_ALREADY_INITIALIZED) {
+        // Its last C_Finalize failed. Nobody else of this process has the library.
+        // SAFETY: as above; no life of it is open, so no call is in it.
+        if let Some(finalise) = functions.C_Finalize {
+            unsafe { finalise(std::ptr::null_mut()) };
+        }
+        rv = begin();
+    }
+    check("C_Initialize", rv)
 }
 
 /// Loads a library, or a copy of it where this process has loaded it before.

@@ -123,7 +123,7 @@ impl SelfTest {
         self.record_make(&like, &key);
         for hash in [Hash::Sha256, Hash::Sha384, Hash::Sha512] {
             for scheme in [Scheme::RsaPss(hash), Scheme::RsaPkcs1(hash)] {
-                let result = check_with(&key, |key| check_signature(bench, key, scheme));
+                let result = check_with(&key, |key| check_signature(bench.session, &key.subject(), scheme));
                 for material in like {
                     self.record(Capability::Sign(material, scheme), result.clone());
                 }
@@ -131,11 +131,13 @@ impl SelfTest {
         }
         let key = pair.and_then(|pair| bench.load(&pair, Use::Encrypt));
         for hash in [Hash::Sha1, Hash::Sha256] {
-            let native = check_with(&key, |key| check_oaep(bench, key, hash, true));
+            let native = check_with(&key, |key| check_oaep(&(bench.open)()?, &key.subject(), hash, true));
             if native.is_ok() {
                 self.oaep_native.insert(hash);
             }
-            let result = native.or_else(|_| check_with(&key, |key| check_oaep(bench, key, hash, false)));
+            let result = native.or_else(|_| {
+                check_with(&key, |key| check_oaep(&(bench.open)()?, &key.subject(), hash, false))
+            });
             self.record(Capability::OaepDecrypt(hash), result);
         }
     }
@@ -149,13 +151,14 @@ impl SelfTest {
                 Err(failure) => Err(failure.clone()),
             };
             self.record_make(&[material], &key);
-            let signed = check_with(&key, |key| check_signature(bench, key, Scheme::Ecdsa));
+            let signed =
+                check_with(&key, |key| check_signature(bench.session, &key.subject(), Scheme::Ecdsa));
             self.record(Capability::Sign(material, Scheme::Ecdsa), signed);
             // KMS has no key agreement on secp256k1.
             if curve != Curve::Secp256k1 {
                 let agreed = pair
                     .and_then(|pair| bench.load(&pair, Use::Agree))
-                    .and_then(|key| check_agreement(bench, &key, curve));
+                    .and_then(|key| check_agreement(bench.session, &key.subject(), curve));
                 self.record(Capability::Agree(curve), agreed);
             }
         }
@@ -165,7 +168,7 @@ impl SelfTest {
         let key =
             bench.make(Material::Ed25519, Use::Sign).or_else(|_| bench.make_resident(Material::Ed25519));
         self.record_make(&[Material::Ed25519], &key);
-        let signed = check_with(&key, |key| check_signature(bench, key, Scheme::Ed25519));
+        let signed = check_with(&key, |key| check_signature(bench.session, &key.subject(), Scheme::Ed25519));
         self.record(Capability::Sign(Material::Ed25519, Scheme::Ed25519), signed);
     }
 
@@ -174,7 +177,8 @@ impl SelfTest {
             let material = Material::MlDsa(set);
             let key = bench.make(material, Use::Sign).or_else(|_| bench.make_resident(material));
             self.record_make(&[material], &key);
-            let signed = check_with(&key, |key| check_signature(bench, key, Scheme::MlDsa));
+            let signed =
+                check_with(&key, |key| check_signature(bench.session, &key.subject(), Scheme::MlDsa));
             self.record(Capability::Sign(material, Scheme::MlDsa), signed);
         }
     }
@@ -200,6 +204,19 @@ struct TestKey<'a> {
     material: Material,
     residence: Residence,
     public_key: Option<Vec<u8>>,
+}
+
+/// A private key and its public half, to check the one by the other.
+pub(crate) struct Subject<'a> {
+    pub(crate) handle: Handle,
+    pub(crate) material: Material,
+    pub(crate) public_key: Option<&'a [u8]>,
+}
+
+impl TestKey<'_> {
+    fn subject(&self) -> Subject<'_> {
+        Subject { handle: self.handle, material: self.material, public_key: self.public_key.as_deref() }
+    }
 }
 
 impl Drop for TestKey<'_> {
@@ -310,7 +327,7 @@ fn check_mac(bench: &Bench<'_>, key: &TestKey<'_>, hash: Hash) -> Result<(), Fai
     hmac::verify(&hmac::Key::new(algorithm, &value), MESSAGE, &mac).map_err(|_| wrong("HMAC"))
 }
 
-fn check_signature(bench: &Bench<'_>, key: &TestKey<'_>, scheme: Scheme) -> Result<(), Failure> {
+pub(crate) fn check_signature(session: &Session, key: &Subject<'_>, scheme: Scheme) -> Result<(), Failure> {
     let (hash, algorithm): (Option<Hash>, &dyn signature::VerificationAlgorithm) =
         match (scheme, key.material) {
             (Scheme::RsaPss(Hash::Sha256), _) => (Some(Hash::Sha256), &signature::RSA_PSS_2048_8192_SHA256),
@@ -344,15 +361,20 @@ fn check_signature(bench: &Bench<'_>, key: &TestKey<'_>, scheme: Scheme) -> Resu
             _ => return Err(HsmError::Unsupported(format!("{scheme:?}")).into()),
         };
     let input = hash.map_or(MESSAGE.to_vec(), |hash| encode::digest_of(hash, MESSAGE).as_ref().to_vec());
-    let made = mechanism::sign(bench.session, key.handle, key.material, scheme, &input)?;
+    let made = mechanism::sign(session, key.handle, key.material, scheme, &input)?;
     let public_key = bare_public_key(key)?;
     signature::UnparsedPublicKey::new(algorithm, &public_key)
         .verify(MESSAGE, &made)
         .map_err(|_| wrong("the signature"))
 }
 
-fn check_oaep(bench: &Bench<'_>, key: &TestKey<'_>, hash: Hash, native: bool) -> Result<(), Failure> {
-    let spki = key.public_key.as_deref().ok_or_else(|| wrong("the public key"))?;
+pub(crate) fn check_oaep(
+    session: &Session,
+    key: &Subject<'_>,
+    hash: Hash,
+    native: bool,
+) -> Result<(), Failure> {
+    let spki = key.public_key.ok_or_else(|| wrong("the public key"))?;
     let algorithm = match hash {
         Hash::Sha1 => &rsa::OAEP_SHA1_MGF1SHA1,
         Hash::Sha256 => &rsa::OAEP_SHA256_MGF1SHA256,
@@ -362,12 +384,11 @@ fn check_oaep(bench: &Bench<'_>, key: &TestKey<'_>, hash: Hash, native: bool) ->
     let public = rsa::OaepPublicEncryptingKey::new(public).map_err(|_| wrong("the public key"))?;
     let mut ciphertext = vec![0; public.ciphertext_size()];
     public.encrypt(algorithm, MESSAGE, &mut ciphertext, None).map_err(|_| wrong("encryption"))?;
-    let session = (bench.open)()?;
-    let plain = mechanism::oaep_decrypt(&session, key.handle, key.material, hash, native, &ciphertext)?;
+    let plain = mechanism::oaep_decrypt(session, key.handle, key.material, hash, native, &ciphertext)?;
     if plain.as_slice() == MESSAGE { Ok(()) } else { Err(wrong("OAEP decryption")) }
 }
 
-fn check_agreement(bench: &Bench<'_>, key: &TestKey<'_>, curve: Curve) -> Result<(), Failure> {
+pub(crate) fn check_agreement(session: &Session, key: &Subject<'_>, curve: Curve) -> Result<(), Failure> {
     let algorithm = match curve {
         Curve::P256 => &agreement::ECDH_P256,
         Curve::P384 => &agreement::ECDH_P384,
@@ -376,7 +397,7 @@ fn check_agreement(bench: &Bench<'_>, key: &TestKey<'_>, curve: Curve) -> Result
     };
     let ours = agreement::PrivateKey::generate(algorithm).map_err(|_| wrong("a key"))?;
     let our_point = ours.compute_public_key().map_err(|_| wrong("a key"))?;
-    let secret = keys::agree(bench.session, key.handle, curve, our_point.as_ref())?;
+    let secret = keys::agree(session, key.handle, curve, our_point.as_ref())?;
     let point = bare_public_key(key)?;
     let peer = agreement::UnparsedPublicKey::new(algorithm, &point);
     agreement::agree(&ours, peer, wrong("ECDH"), |expected| {
@@ -385,8 +406,8 @@ fn check_agreement(bench: &Bench<'_>, key: &TestKey<'_>, curve: Curve) -> Result
 }
 
 /// The key in a SubjectPublicKeyInfo.
-fn bare_public_key(key: &TestKey<'_>) -> Result<Vec<u8>, Failure> {
-    let spki = key.public_key.as_deref().ok_or_else(|| wrong("the public key"))?;
+fn bare_public_key(key: &Subject<'_>) -> Result<Vec<u8>, Failure> {
+    let spki = key.public_key.ok_or_else(|| wrong("the public key"))?;
     let spki = SubjectPublicKeyInfoRef::from_der(spki).map_err(HsmError::from)?;
     Ok(spki.subject_public_key.raw_bytes().to_vec())
 }

@@ -58,6 +58,26 @@ impl Session {
         }
     }
 
+    /// Logs the process in to the session's token as its security officer.
+    pub(crate) fn log_in_so(&self, pin: &SecretString) -> Result<(), Failure> {
+        let mut pin = Zeroizing::new(pin.expose_secret().as_bytes().to_vec());
+        call!(self.life, C_Login(self.handle, CKU_SO, pin.as_mut_ptr(), length(&pin)))
+    }
+
+    /// Logs the process out of the session's token.
+    pub(crate) fn log_out(&self) -> Result<(), Failure> {
+        call!(self.life, C_Logout(self.handle))
+    }
+
+    /// Makes an object of what the template says.
+    pub(crate) fn create(&self, template: &Template) -> Result<Handle, Failure> {
+        let mut handle = 0;
+        template.with(|attributes, count| {
+            call!(self.life, C_CreateObject(self.handle, attributes, count, &mut handle))
+        })?;
+        Ok(handle)
+    }
+
     /// The handles of the objects that the template fits.
     pub(crate) fn find(&self, template: &Template) -> Result<Vec<Handle>, Failure> {
         template
@@ -414,6 +434,12 @@ impl Template {
     /// One more attribute: bytes or text.
     pub(crate) fn bytes(mut self, attribute: CK_ATTRIBUTE_TYPE, value: &[u8]) -> Self {
         self.0.push((attribute, Value::Bytes(value.to_vec())));
+        self
+    }
+
+    /// These attributes, then those.
+    pub(crate) fn and(mut self, other: Template) -> Self {
+        self.0.extend(other.0);
         self
     }
 

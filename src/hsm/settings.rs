@@ -69,6 +69,9 @@ pub struct ClusterSettings {
     pub call_timeout_ms: u64,
     /// Given-up threads after which a member is taken out.
     pub hung_calls_max: u16,
+    /// How long a call waits for one member before another is asked too; ten
+    /// times as long where it makes a key.
+    pub failover_timeout_ms: u64,
     /// How often a member is probed.
     pub probe_interval_ms: u64,
     /// Least time between two initialisations of a module.
@@ -83,6 +86,7 @@ impl Default for ClusterSettings {
             key_cache_capacity: 10_000,
             call_timeout_ms: 10_000,
             hung_calls_max: 4,
+            failover_timeout_ms: 1_000,
             probe_interval_ms: 1_000,
             reinitialize_interval_ms: 5_000,
         }

@@ -258,7 +258,19 @@ pub enum Home {
         blob: Arc<[u8]>,
     },
     /// In the tokens, an object with the backing key's id as its CKA_ID.
-    Resident,
+    Resident {
+        /// The same key, wrapped once under the cluster's wrapping key when it
+        /// was made: from it a member gets the object (again). None for a kind
+        /// that cannot be wrapped.
+        blob: Option<Arc<[u8]>>,
+    },
+}
+
+impl Home {
+    /// Whether it is a token object.
+    pub fn is_resident(&self) -> bool {
+        matches!(self, Home::Resident { .. })
+    }
 }
 
 /// What an HSM must know of a backing key to use it.
@@ -338,6 +350,8 @@ pub enum MemberState {
     Lost,
     /// It answers, and must not be used: wrong PIN, wiped or another token.
     Refused,
+    /// An operator took it out; it is left alone until it is brought back.
+    Maintenance,
 }
 
 /// Why a token could not be attached.
@@ -389,6 +403,26 @@ pub struct MemberStatus {
     pub epoch: u64,
     /// What was tried when it was attached, and why what failed did.
     pub self_test: Vec<(Capability, Result<(), String>)>,
+}
+
+/// A resident key as the store knows it, to compare the members with.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// The key.
+    pub key: KeyRef,
+    /// DER SubjectPublicKeyInfo of a key pair.
+    pub public_key: Option<Vec<u8>>,
+}
+
+/// How a resident key's object is on one member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyState {
+    /// It is there and is the key.
+    Good,
+    /// It is not there.
+    Missing,
+    /// It is there, and is another key, or several objects.
+    Differing,
 }
 
 /// What is published when a member's state changes.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::{Intent, service_event};
 use crate::app::App;
 use crate::error::{Error, Result};
-use crate::hsm::{BackingId, Home};
+use crate::hsm::BackingId;
 use crate::key::{Alias, BackingKey, Grant, Key, arn_of_key};
 use crate::registry::{Draft, Held, from_hsm, from_store};
 use crate::store::Commit;
@@ -49,7 +49,7 @@ pub(super) async fn delete(app: &App, key: &Held<Key>, deadline: Instant) -> Res
             .map_err(|_| Error::internal(format!("row {} has no key's id", backing.id)))?;
         let object = backing.value.key_ref(id);
         let object = object.ok_or_else(|| Error::internal(format!("row {} makes no sense", backing.id)))?;
-        if object.home != Home::Resident {
+        if !object.home.is_resident() {
             objects.push((object, None));
             continue;
         }

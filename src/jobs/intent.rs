@@ -104,7 +104,7 @@ async fn settle_one(app: &App, held: &Held<Intent>, deadline: Instant) -> Result
         let unknown = || Error::internal(format!("row {} is of a kind that no HSM makes", held.id));
         let material = spec::material(held.value.spec).ok_or_else(unknown)?;
         let usage = spec::hsm_use(held.value.usage).ok_or_else(unknown)?;
-        let object = KeyRef { id, material, usage, home: Home::Resident };
+        let object = KeyRef { id, material, usage, home: Home::Resident { blob: None } };
         cluster.destroy(&object, deadline).await.map_err(from_hsm)?;
     }
     let drafts = [Draft::delete(held)];

@@ -41,7 +41,8 @@ fn event_name(before: Option<MemberState>, now: MemberState) -> Option<&'static 
         (_, MemberState::Lost) => Some("HsmMemberLost"),
         (_, MemberState::Refused) => Some("HsmMemberRefused"),
         (Some(MemberState::Lost | MemberState::Refused), MemberState::Serving) => Some("HsmMemberRecovered"),
-        (_, MemberState::Serving | MemberState::Attaching) => None,
+        // Its own event says who took it out, or brought it back.
+        (_, MemberState::Serving | MemberState::Attaching | MemberState::Maintenance) => None,
     }
 }
 

@@ -123,7 +123,10 @@ pub enum StoredHome {
         blob: Blob,
     },
     /// A token object.
-    Resident,
+    Resident {
+        /// The same key wrapped, for a kind that can be.
+        blob: Option<Blob>,
+    },
 }
 
 /// An alias. Its name is the row's id, its key the row's parent.
@@ -142,7 +145,7 @@ impl BackingKey {
     pub fn new(key_id: &str, key: &Key, made: &Made, created_ms: i64) -> Self {
         let home = match &made.key.home {
             Home::Wrapped { by, blob } => StoredHome::Wrapped { by: *by, blob: Blob(blob.clone()) },
-            Home::Resident => StoredHome::Resident,
+            Home::Resident { blob } => StoredHome::Resident { blob: blob.clone().map(Blob) },
         };
         let public_key = made.public_key.clone().map(Blob::from);
         BackingKey {
@@ -163,7 +166,9 @@ impl BackingKey {
         let usage: Use = super::spec::hsm_use(self.usage)?;
         let home = match &self.home {
             StoredHome::Wrapped { by, blob } => Home::Wrapped { by: *by, blob: blob.0.clone() },
-            StoredHome::Resident => Home::Resident,
+            StoredHome::Resident { blob } => {
+                Home::Resident { blob: blob.as_ref().map(|blob| blob.0.clone()) }
+            }
         };
         Some(KeyRef { id, material, usage, home })
     }

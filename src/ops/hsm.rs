@@ -34,6 +34,7 @@ fn member(status: crate::hsm::MemberStatus) -> hsm::Member {
         MemberState::Serving => hsm::MemberState::Serving,
         MemberState::Lost => hsm::MemberState::Lost,
         MemberState::Refused => hsm::MemberState::Refused,
+        MemberState::Maintenance => hsm::MemberState::Maintenance,
     };
     hsm::Member {
         uri: Some(status.uri),

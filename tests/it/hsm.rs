@@ -17,7 +17,7 @@ use strongroom::hsm::{
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-const PIN: &str = "87654321";
+pub const PIN: &str = "87654321";
 
 /// A SoftHSM2 of its own: configuration and token folder.
 pub struct Token {
@@ -53,15 +53,15 @@ impl Token {
         }
     }
 
-    fn tokens(&self) -> PathBuf {
+    pub fn tokens(&self) -> PathBuf {
         self.folder.path().join("tokens")
     }
 
-    fn away(&self) -> PathBuf {
+    pub fn away(&self) -> PathBuf {
         self.folder.path().join("away")
     }
 
-    fn configuration(&self) -> PathBuf {
+    pub fn configuration(&self) -> PathBuf {
         self.folder.path().join("softhsm2.conf")
     }
 
@@ -71,6 +71,29 @@ impl Token {
             library: library(),
             environment: BTreeMap::from([("SOFTHSM2_CONF".to_owned(), conf)]),
         }
+    }
+
+    /// The same behind the shim, which reads [`Token::rules`].
+    pub fn shimmed(&self) -> ModuleSettings {
+        let mut module = self.module();
+        let mut set = |name: &str, value: PathBuf| {
+            module.environment.insert(name.to_owned(), value.display().to_string());
+        };
+        set("PKCS11_SHIM_MODULE", library());
+        set("PKCS11_SHIM_RULES", self.rules());
+        ModuleSettings { library: shim(), ..module }
+    }
+
+    /// The file of the shim's rules.
+    pub fn rules(&self) -> PathBuf {
+        self.folder.path().join("rules")
+    }
+
+    /// Gives the shim other rules, at once.
+    pub fn set_rules(&self, text: &str) {
+        let new = self.folder.path().join("rules.new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, self.rules()).unwrap();
     }
 
     /// A library of its own, `m`.
@@ -100,7 +123,7 @@ impl Token {
     }
 
     /// Objects on the token, as pkcs11-tool lists them with the PIN.
-    fn pkcs11_tool(&self, arguments: &[&str]) -> std::process::Output {
+    pub fn pkcs11_tool(&self, arguments: &[&str]) -> std::process::Output {
         std::process::Command::new("pkcs11-tool")
             .env("SOFTHSM2_CONF", self.configuration())
             .arg("--module")
@@ -112,7 +135,15 @@ impl Token {
     }
 }
 
-fn library() -> PathBuf {
+/// The example `pkcs11_shim`, which cargo builds for the tests.
+fn shim() -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let shim = tests.parent().unwrap().parent().unwrap().join("examples/libpkcs11_shim.so");
+    assert!(shim.is_file(), "{} is not there: cargo build --example pkcs11_shim", shim.display());
+    shim
+}
+
+pub fn library() -> PathBuf {
     softhsm::library().expect(softhsm::INSTALL_HINT)
 }
 
@@ -128,11 +159,11 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn soon() -> Instant {
+pub fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
 
-fn fast() -> ClusterSettings {
+pub fn fast() -> ClusterSettings {
     ClusterSettings { probe_interval_ms: 50, reinitialize_interval_ms: 100, ..ClusterSettings::default() }
 }
 
@@ -146,7 +177,7 @@ async fn until(cluster: &Cluster, state: MemberState) -> String {
     }
 }
 
-fn id() -> BackingId {
+pub fn id() -> BackingId {
     BackingId::random().unwrap()
 }
 
@@ -223,7 +254,7 @@ async fn signatures(cluster: &Cluster) {
     for ((material, scheme, hash), algorithm) in table {
         let made = cluster.generate(id(), material, Use::Sign, soon()).await.unwrap();
         let resident = material == Material::Ed25519;
-        assert_eq!(made.key.home == Home::Resident, resident, "{material:?}");
+        assert_eq!(made.key.home.is_resident(), resident, "{material:?}");
         let input = hash.map_or(b"message".to_vec(), |hash| digest(hash, b"message"));
         let made_signature = cluster.sign(&made.key, scheme, &input, soon()).await.unwrap();
         let public = UnparsedPublicKey::new(algorithm, bare(&made.public_key.unwrap()));

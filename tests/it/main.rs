@@ -11,6 +11,7 @@
 
 mod cancel;
 mod cli;
+mod cluster;
 mod config;
 mod deletion;
 mod disk;

@@ -42,8 +42,7 @@ impl Database {
             [&cluster["wrapping_key"], &cluster["mac_key"]["id"], &cluster["head_key"]["id"]]
                 .map(|id| id.as_str().unwrap().to_owned())
                 .to_vec();
-        const RESIDENT: &str =
-            "SELECT id FROM row WHERE kind = 'backing-key' AND json_extract(body, '$.home') = 'resident'";
+        const RESIDENT: &str = "SELECT id FROM row WHERE kind = 'backing-key' AND json_extract(body, '$.home.resident') IS NOT NULL";
         ids.extend(self.texts(RESIDENT).await);
         ids.sort();
         ids

@@ -1,0 +1,128 @@
+//! What one HSM does wrong does not reach the caller while another is well.
+
+use std::time::Duration;
+
+use strongroom::hsm::{ClusterSettings, Hash, HsmError, KeyRules, Material, MemberState, Use};
+use tokio::time::Instant;
+
+use super::fixture::{Hsms, RESIDENT, all_serve, impatient, until};
+use crate::hsm::{PIN, fast, id, soon};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_member_is_not_noticed_by_callers() {
+    let hsms = Hsms::new(2);
+    let cluster = hsms.start(2, impatient(), RESIDENT);
+    all_serve(&cluster).await;
+    let key = cluster.generate(id(), Material::Generic(32), Use::Mac, soon()).await.unwrap().key;
+    let mac = cluster.mac(&key, Hash::Sha256, b"message", soon()).await.unwrap();
+    for rule in [
+        "C_Sign rv=0x32",        // DEVICE_REMOVED
+        "C_Sign rv=0x30",        // DEVICE_ERROR
+        "C_Sign rv=0x31",        // DEVICE_MEMORY
+        "C_SignInit rv=0x70",    // MECHANISM_INVALID
+        "C_SignInit rv=0x101",   // USER_NOT_LOGGED_IN
+        "C_SignInit rv=0x82",    // OBJECT_HANDLE_INVALID
+        "C_OpenSession rv=0xB1", // SESSION_COUNT
+        "* rv=0xE0",             // TOKEN_NOT_PRESENT
+        "C_Sign hang",
+        "C_SignInit rv=0x80000001", // a vendor's own
+    ] {
+        hsms.tokens[1].set_rules(rule);
+        for _ in 0..6 {
+            let answer = cluster.mac(&key, Hash::Sha256, b"message", soon()).await;
+            assert_eq!(answer.as_ref(), Ok(&mac), "{rule}");
+        }
+        hsms.tokens[1].set_rules("");
+        all_serve(&cluster).await;
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_all_hang_cost_a_caller_no_more_than_its_deadline() {
+    let hsms = Hsms::new(2);
+    let cluster = hsms.start(2, impatient(), RESIDENT);
+    all_serve(&cluster).await;
+    let key = cluster.generate(id(), Material::Generic(32), Use::Mac, soon()).await.unwrap().key;
+    let mac = cluster.mac(&key, Hash::Sha256, b"message", soon()).await.unwrap();
+    hsms.tokens.iter().for_each(|token| token.set_rules("C_Sign hang\nC_SignInit hang"));
+    for _ in 0..8 {
+        let deadline = Instant::now() + Duration::from_millis(600);
+        let answer = cluster.mac(&key, Hash::Sha256, b"message", deadline).await;
+        assert!(matches!(answer, Err(HsmError::Deadline | HsmError::Unavailable(_))), "{answer:?}");
+    }
+    hsms.tokens.iter().for_each(|token| token.set_rules(""));
+    all_serve(&cluster).await;
+    assert_eq!(cluster.mac(&key, Hash::Sha256, b"message", soon()).await, Ok(mac));
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_pin_is_tried_once_on_a_member_that_counts() {
+    let hsms = Hsms::new(2);
+    hsms.tokens[1].set_rules("C_Login log\npin_tries_max=3");
+    let members = vec![(hsms.member(0), PIN.into()), (hsms.member(1), "11223344".into())];
+    let cluster = strongroom::hsm::Cluster::start(
+        &hsms.modules,
+        members,
+        hsms.identity.clone(),
+        fast(),
+        KeyRules { required_copies: 1, ..RESIDENT },
+    )
+    .unwrap();
+    let reason = until(&cluster, &hsms.uri(1), MemberState::Refused).await;
+    assert!(reason.contains("CKR_PIN_INCORRECT"), "{reason}");
+    until(&cluster, &hsms.uri(0), MemberState::Serving).await;
+    // Probes of many rounds, and work, do not try it again.
+    for _ in 0..20 {
+        cluster.generate(id(), Material::Aes256, Use::Encrypt, soon()).await.unwrap();
+        tokio::time::sleep(fast_probe()).await;
+    }
+    let log = hsms.tokens[1].rules().with_extension("log");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "C_Login\n");
+    cluster.retry_pin(&hsms.uri(1), Some(PIN.into())).unwrap();
+    all_serve(&cluster).await;
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "C_Login\nC_Login\n");
+    cluster.shutdown().await;
+}
+
+fn fast_probe() -> Duration {
+    Duration::from_millis(fast().probe_interval_ms)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_hsm_that_writes_the_iv_or_takes_little_is_served_as_it_is() {
+    let hsms = Hsms::new(1);
+    hsms.tokens[0].set_rules("gcm_iv\ngcm_bytes_max=4096");
+    let cluster = hsms.start(1, fast(), KeyRules::DEFAULT);
+    all_serve(&cluster).await;
+    let key = cluster.generate(id(), Material::Aes256, Use::Encrypt, soon()).await.unwrap().key;
+    let sealed = cluster.encrypt_gcm(&key, b"aad", &[7; 4096], soon()).await.unwrap();
+    let opened = cluster.decrypt_gcm(&key, sealed.iv, b"aad", &sealed.ciphertext, soon()).await.unwrap();
+    assert_eq!(opened.as_slice(), &[7; 4096]);
+    let long = cluster.encrypt_gcm(&key, b"aad", &[7; 4097], soon()).await;
+    assert_eq!(long.err(), Some(HsmError::Input));
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cap_on_sessions_pushes_back_and_leaks_none() {
+    let hsms = Hsms::new(1);
+    let settings = ClusterSettings { session_threads: 4, ..fast() };
+    // Anchor, keeper, self-test: one is left for four threads.
+    hsms.tokens[0].set_rules("sessions_max=4");
+    let cluster = hsms.start(1, settings, KeyRules::DEFAULT);
+    all_serve(&cluster).await;
+    let key = cluster.generate(id(), Material::Generic(32), Use::Mac, soon()).await.unwrap().key;
+    for _ in 0..20 {
+        let answers =
+            futures::future::join_all((0..8).map(|_| cluster.mac(&key, Hash::Sha256, b"m", soon()))).await;
+        for answer in answers {
+            assert!(matches!(answer, Ok(_) | Err(HsmError::Busy)), "{answer:?}");
+        }
+    }
+    assert_eq!(cluster.members()[0].state, MemberState::Serving);
+    hsms.tokens[0].set_rules("");
+    cluster.mac(&key, Hash::Sha256, b"m", soon()).await.unwrap();
+    cluster.shutdown().await;
+}
