@@ -1,6 +1,7 @@
 //! Compiles `proto/` and writes, from its descriptors and options, what every
-//! message needs beyond its wire form: its limits, its form in a CloudTrail
-//! record, and a Debug output without secrets. Makes the tests' SoftHSM2 tokens.
+//! message needs beyond its wire form: its limits, its forms in AWS JSON and in
+//! a CloudTrail record, and a Debug output without secrets. Makes the tests'
+//! SoftHSM2 tokens.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,6 +15,8 @@ use prost_reflect::{
     Value,
 };
 
+#[path = "build/aws_json.rs"]
+mod aws_json;
 #[path = "src/hsm/softhsm.rs"]
 #[allow(dead_code, reason = "shared with the library, which uses more of it")]
 mod softhsm;
@@ -25,6 +28,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> Result<(), Error> {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
     println!("cargo:rerun-if-changed=src/store/migrations");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     protobuf(&out)?;
@@ -82,6 +86,7 @@ fn protobuf(out: &Path) -> Result<(), Error> {
         .include_file("messages.rs")
         .compile_fds(prost_types_set(&set)?)?;
     fs::write(out.join("forms.rs"), Forms::new(&pool)?.write()?)?;
+    fs::write(out.join("json.rs"), aws_json::write(&pool)?)?;
     Ok(())
 }
 
@@ -102,12 +107,11 @@ impl<'a> Forms<'a> {
     }
 
     fn write(mut self) -> Result<String, Error> {
-        let ours = |package: &str| package.starts_with("strongroom.") && package != "strongroom.options.v1";
         let pool = self.pool;
-        for message in pool.all_messages().filter(|m| ours(m.package_name()) && !m.is_map_entry()) {
+        for message in messages(pool) {
             self.message(&message)?;
         }
-        for each in pool.all_enums().filter(|e| ours(e.package_name())) {
+        for each in pool.all_enums().filter(|e| is_ours(e.package_name())) {
             self.text(&each)?;
         }
         for (pattern, name) in &self.patterns {
@@ -130,15 +134,15 @@ impl<'a> Forms<'a> {
         }
         writeln!(
             self.code,
-            "impl Form for {path} {{ fn event(&self) -> Option<Box<RawValue>> {{ Event(self).raw() }}
+            "impl Form for {path} {{ fn event(&self, aside: &Aside) -> Option<Box<RawValue>> {{ Event(self, aside).raw() }}
              #[allow(unused_variables, reason = \"not every message has limits\")]
-             fn check(&self, at: &At<'_>, found: &mut Violations) {{ {checks} }} }}
+             fn check(&self, at: &At<'_>, found: &mut Violations<'_>) {{ {checks} }} }}
              impl Serialize for Event<'_, {path}> {{
              fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {{
              #[allow(unused_mut, reason = \"not every message has members\")]
              let mut map = serializer.serialize_map(None)?; {entries} map.end() }} }}
              impl std::fmt::Debug for {path} {{
-             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {{ Event(self).debug(f) }} }}"
+             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {{ Event(self, &NOTHING).debug(f) }} }}"
         )?;
         if message.name().ends_with("Request") {
             self.brings(&path, message, &brought)?;
@@ -167,7 +171,7 @@ impl<'a> Forms<'a> {
         let text = |value: &str| match field.kind() {
             Kind::Enum(each) => {
                 let path = rust_path(each.package_name(), each.name());
-                format!("enum_text::<{path}>(*{value})")
+                format!("enum_text::<{path}>(*{value}, &NOTHING)")
             }
             Kind::String => format!("std::borrow::Cow::Borrowed({value}.as_str())"),
             Kind::Message(_) => format!("crate::conditions::time_text({value}).into()"),
@@ -221,14 +225,15 @@ impl<'a> Forms<'a> {
             return Ok(());
         }
         if field.is_list() {
-            if limits.required {
-                writeln!(code, "if self.{rust}.is_empty() {{ found.null(&at.member({name:?})); }}")?;
-            }
-            // An empty list is an absent one on this wire, so it is never too short.
             let most = Limits { min: None, ..limits.clone() };
             let (length, at) =
                 (format!("self.{rust}.len()"), format!("at.list({name:?}, self.{rust}.len())"));
             self.bounds(code, &most, "length", &length, &at)?;
+            if limits.required || limits.min.is_some() {
+                let (required, min) = (limits.required, limits.min.unwrap_or(0));
+                let at = format!("&at.list({name:?}, 0)");
+                writeln!(code, "if self.{rust}.is_empty() {{ found.empty_list({at}, {required}, {min}); }}")?;
+            }
             let mut inner = String::new();
             self.value(
                 &mut inner,
@@ -277,7 +282,7 @@ impl<'a> Forms<'a> {
             }
             Kind::Enum(each) => {
                 let path = rust_path(each.package_name(), each.name());
-                writeln!(code, "found.value_set::<{path}>(|| {at}.text(&value.to_string()), *value);")?;
+                writeln!(code, "found.value_set::<{path}>(|| {at}, *value);")?;
             }
             Kind::Message(inner) if inner.package_name().starts_with("strongroom.") => {
                 writeln!(code, "value.check(&{at}, found);")?;
@@ -311,12 +316,12 @@ impl<'a> Forms<'a> {
         }
         let wrap = |value: &str| match field.kind() {
             Kind::Enum(each) => {
-                format!("enum_text::<{}>(*{value})", rust_path(each.package_name(), each.name()))
+                format!("enum_text::<{}>(*{value}, self.1)", rust_path(each.package_name(), each.name()))
             }
             Kind::Message(inner) if inner.full_name() == "google.protobuf.Timestamp" => {
                 format!("EventTime({value})")
             }
-            Kind::Message(_) => format!("Event({value})"),
+            Kind::Message(_) => format!("Event({value}, self.1)"),
             _ => value.to_owned(),
         };
         if field.is_map() {
@@ -394,6 +399,15 @@ impl<'a> Forms<'a> {
             .get_extension_by_name(&format!("strongroom.options.v1.{option}"))
             .is_some_and(|extension| options.get_extension(&extension).as_bool() == Some(true))
     }
+}
+
+/// The API's messages.
+fn messages(pool: &DescriptorPool) -> impl Iterator<Item = MessageDescriptor> {
+    pool.all_messages().filter(|message| is_ours(message.package_name()) && !message.is_map_entry())
+}
+
+fn is_ours(package: &str) -> bool {
+    package.starts_with("strongroom.") && package != "strongroom.options.v1"
 }
 
 /// `strongroom.options.v1.Constraint`.

@@ -80,6 +80,7 @@ exceptions! {
     LimitExceeded "LimitExceededException" Caller ResourceExhausted 400,
     MalformedPolicyDocument "MalformedPolicyDocumentException" Caller InvalidArgument 400,
     NotFound "NotFoundException" Caller NotFound 400,
+    Serialization "SerializationException" Caller InvalidArgument 400,
     Tag "TagException" Caller InvalidArgument 400,
     Throttling "ThrottlingException" Busy ResourceExhausted 400,
     UnsupportedOperation "UnsupportedOperationException" Caller Unimplemented 400,

@@ -34,7 +34,7 @@ use crate::policy::{self, Decision, Policy};
 use crate::registry::{self, Draft, LoadedGrant, LoadedKey};
 use crate::resource::Resource;
 use crate::store::{Change, Commit, NewEvent};
-use crate::wire::Form;
+use crate::wire::{Form, NOTHING, Received};
 
 /// How often an operation whose rows were changed meanwhile is run again.
 const RERUNS_MAX: usize = 4;
@@ -63,6 +63,18 @@ impl Service {
         }
     }
 
+    /// How AWS JSON names it; none for what AWS does not have.
+    pub fn aws(self) -> Option<AwsService> {
+        match self {
+            Service::Kms => Some(AwsService { target: "TrentService", signing_name: "kms" }),
+            Service::CloudTrail => Some(AwsService {
+                target: "com.amazonaws.cloudtrail.v20131101.CloudTrail_20131101",
+                signing_name: "cloudtrail",
+            }),
+            Service::Hsm | Service::Admin => None,
+        }
+    }
+
     /// The gRPC service's full name.
     pub fn grpc(self) -> &'static str {
         match self {
@@ -72,6 +84,15 @@ impl Service {
             Service::Admin => "strongroom.admin.v1.AdminService",
         }
     }
+}
+
+/// A service in AWS JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AwsService {
+    /// What X-Amz-Target has before the operation's name.
+    pub target: &'static str,
+    /// The service of a signature's scope.
+    pub signing_name: &'static str,
 }
 
 /// One operation of the API.
@@ -396,7 +417,8 @@ impl Call {
     /// the other accounts whose keys were used.
     fn succeeded<O: Operation>(&mut self, response: &O::Response) -> Result<()> {
         if !O::READ_ONLY {
-            self.record.response_elements = response.event().or_else(|| key_id(&self.record));
+            self.record.response_elements =
+                response.event(&NOTHING).or_else(|| key_id(&self.record));
         }
         for copy in self.record.shared() {
             self.events.push(copy.event().map_err(|error| Error::internal(error.to_string()))?);
@@ -457,7 +479,7 @@ pub struct Answer<T> {
 pub async fn execute<O: Operation>(
     app: Arc<App>,
     caller: Caller,
-    request: Result<O::Request>,
+    request: Result<Received<O::Request>>,
     deadline: Instant,
 ) -> Answer<O::Response> {
     let context = Context {
@@ -476,7 +498,7 @@ pub async fn execute<O: Operation>(
     Answer { request_id, result }
 }
 
-async fn perform<O: Operation>(mut call: Call, request: Result<O::Request>) -> Result<O::Response> {
+async fn perform<O: Operation>(mut call: Call, request: Result<Received<O::Request>>) -> Result<O::Response> {
     let began = std::time::Instant::now();
     let span = tracing::info_span!(
         "call",
@@ -498,7 +520,10 @@ async fn perform<O: Operation>(mut call: Call, request: Result<O::Request>) -> R
     result
 }
 
-async fn admitted<O: Operation>(call: &mut Call, request: Result<O::Request>) -> Result<O::Response> {
+async fn admitted<O: Operation>(
+    call: &mut Call,
+    request: Result<Received<O::Request>>,
+) -> Result<O::Response> {
     let app = call.app.clone();
     let admission = app.brakes.admit(&call.caller.principal.arn);
     match (request, admission) {
@@ -508,7 +533,7 @@ async fn admitted<O: Operation>(call: &mut Call, request: Result<O::Request>) ->
             settle::<O>(call, Err(error)).await
         }
         (Ok(mut request), Ok(_admission)) => {
-            O::defaults(&mut request);
+            O::defaults(&mut request.message);
             let request = Arc::new(request);
             call.request = request.clone();
             attempts::<O>(call, &request).await
@@ -517,7 +542,7 @@ async fn admitted<O: Operation>(call: &mut Call, request: Result<O::Request>) ->
 }
 
 /// Runs and commits, again where somebody else changed the same row.
-async fn attempts<O: Operation>(call: &mut Call, request: &O::Request) -> Result<O::Response> {
+async fn attempts<O: Operation>(call: &mut Call, request: &Received<O::Request>) -> Result<O::Response> {
     call.record.request_parameters = request.event();
     for _ in 0..RERUNS_MAX {
         let result = attempt::<O>(call, request).await;
@@ -535,8 +560,9 @@ async fn attempts<O: Operation>(call: &mut Call, request: &O::Request) -> Result
     settle::<O>(call, Err(registry::conflict())).await
 }
 
-async fn attempt<O: Operation>(call: &mut Call, request: &O::Request) -> Result<O::Response> {
+async fn attempt<O: Operation>(call: &mut Call, request: &Received<O::Request>) -> Result<O::Response> {
     request.validate()?;
+    let request = &request.message;
     if !call.app.store.accepts_work() {
         return Err(registry::full());
     }

@@ -4,7 +4,9 @@
 //! * [`Form`]: its limits, with AWS's words for what violates them, and its form
 //!   in a CloudTrail record, without bytes and secrets.
 //! * [`Text`]: an enum's values as AWS writes them.
+//! * [`json::Json`]: its form in AWS JSON 1.1.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::LazyLock;
@@ -14,7 +16,10 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
+use crate::conditions::{Brings, Brought};
 use crate::error::{Error, Exception, Result};
+
+pub mod json;
 
 /// An enum of the API.
 pub trait Text: Sized + Copy + TryFrom<i32> {
@@ -60,17 +65,79 @@ pub mod text {
 /// A message of the API.
 pub trait Form {
     /// Adds what violates a limit.
-    fn check(&self, at: &At<'_>, found: &mut Violations);
+    fn check(&self, at: &At<'_>, found: &mut Violations<'_>);
 
     /// Its form in a CloudTrail record; none where nothing is left of it.
-    fn event(&self) -> Option<Box<RawValue>>;
+    fn event(&self, aside: &Aside) -> Option<Box<RawValue>>;
+}
 
-    /// Checks the whole message: AWS's ValidationException, naming every
+/// A request as it came: a message, and what AWS JSON says that it cannot hold.
+#[derive(Default)]
+pub struct Received<T> {
+    /// The message.
+    pub message: T,
+    /// The rest.
+    pub aside: Aside,
+}
+
+impl<T: Form> Received<T> {
+    /// Checks the whole request: AWS's ValidationException, naming every
     /// violation.
-    fn validate(&self) -> Result<()> {
-        let mut found = Violations::default();
-        self.check(&At::root(), &mut found);
+    ///
+    /// # Errors
+    /// ValidationException, or the exception for a member that is not served.
+    pub fn validate(&self) -> Result<()> {
+        let mut found = Violations { aside: &self.aside, broken: Vec::new(), refused: None };
+        self.message.check(&At::root(), &mut found);
         found.into_result()
+    }
+
+    /// Its form in a CloudTrail record.
+    pub fn event(&self) -> Option<Box<RawValue>> {
+        self.message.event(&self.aside)
+    }
+}
+
+impl<T: Brings> Brings for Received<T> {
+    fn brings(&self) -> Vec<Brought<'_>> {
+        self.message.brings()
+    }
+
+    fn grant_tokens(&self) -> &[String] {
+        self.message.grant_tokens()
+    }
+}
+
+impl<T> From<T> for Received<T> {
+    fn from(message: T) -> Self {
+        Received { message, aside: Aside::default() }
+    }
+}
+
+/// What a protobuf message cannot hold of a request.
+#[derive(Debug, Default)]
+pub struct Aside {
+    /// Texts of enums that name no value; -1, -2, … in the message stand for them.
+    texts: Vec<String>,
+    /// The places of lists that were given and are empty.
+    empty_lists: Vec<String>,
+}
+
+/// What a message alone is: nothing is aside.
+pub static NOTHING: Aside = Aside { texts: Vec::new(), empty_lists: Vec::new() };
+
+impl Aside {
+    /// Keeps an enum's text, and gives the number that stands for it.
+    fn keep(&mut self, text: String) -> i32 {
+        self.texts.push(text);
+        i32::try_from(self.texts.len()).map_or(i32::MIN, |place| -place)
+    }
+
+    /// What was given for an enum's number that has no text.
+    fn given(&self, number: i32) -> Cow<'_, str> {
+        let place = number.checked_neg().and_then(|place| usize::try_from(place).ok()?.checked_sub(1));
+        let kept = place.and_then(|place| self.texts.get(place));
+        kept.map_or_else(|| number.to_string().into(), |text| text.as_str().into())
     }
 }
 
@@ -130,13 +197,13 @@ pub struct Pattern {
 }
 
 /// What violates the limits of a request.
-#[derive(Default)]
-pub struct Violations {
+pub struct Violations<'a> {
+    aside: &'a Aside,
     broken: Vec<String>,
     refused: Option<Error>,
 }
 
-impl Violations {
+impl Violations<'_> {
     fn null(&mut self, at: &At<'_>) {
         self.broken.push(format!(
             "Value null at '{}' failed to satisfy constraint: Member must not be null",
@@ -172,7 +239,19 @@ impl Violations {
     fn value_set<'a, T: Text>(&mut self, at: impl FnOnce() -> At<'a>, number: i32) {
         if T::text_of(number).is_none() {
             let set: Vec<&str> = T::TEXTS.iter().map(|(text, _)| *text).collect();
-            self.add(&at(), &format!("satisfy enum value set: [{}]", set.join(", ")));
+            let at = at().text(&self.aside.given(number));
+            self.add(&at, &format!("satisfy enum value set: [{}]", set.join(", ")));
+        }
+    }
+
+    /// A list without entries. In protobuf it is an absent one.
+    fn empty_list(&mut self, at: &At<'_>, required: bool, min: i64) {
+        if self.aside.empty_lists.contains(&at.path()) {
+            if min > 0 {
+                self.add(at, &format!("have length greater than or equal to {min}"));
+            }
+        } else if required {
+            self.null(at);
         }
     }
 
@@ -203,8 +282,9 @@ impl Violations {
     }
 }
 
-/// A message in the form of a CloudTrail record's requestParameters.
-pub struct Event<'a, T>(pub &'a T);
+/// A message in the form of a CloudTrail record's requestParameters, with what
+/// it cannot hold.
+pub struct Event<'a, T>(pub &'a T, pub &'a Aside);
 
 impl<T> Event<'_, T>
 where
@@ -239,16 +319,16 @@ impl Serialize for Sorted<'_> {
     }
 }
 
-/// An enum's text, or the number that has none.
-fn enum_text<T: Text>(number: i32) -> std::borrow::Cow<'static, str> {
-    T::text_of(number).map_or_else(|| number.to_string().into(), Into::into)
+/// An enum's text, or what was given instead of one.
+fn enum_text<T: Text>(number: i32, aside: &Aside) -> Cow<'_, str> {
+    T::text_of(number).map_or_else(|| aside.given(number), Into::into)
 }
 
 mod forms {
     #![allow(clippy::all, reason = "generated")]
 
     use super::*;
-    use crate::conditions::{Brings, Brought, Value as BroughtValue};
+    use crate::conditions::Value as BroughtValue;
 
     include!(concat!(env!("OUT_DIR"), "/forms.rs"));
 }
@@ -266,7 +346,7 @@ mod tests {
             encryption_algorithm: Some(99),
             ..Default::default()
         };
-        let error = request.validate().unwrap_err();
+        let error = Received::from(request).validate().unwrap_err();
         assert_eq!(
             error.message,
             "3 validation errors detected: \
@@ -284,11 +364,11 @@ mod tests {
             policy: Some("\u{1}".into()),
             ..Default::default()
         };
-        let message = request.validate().unwrap_err().message;
+        let message = Received::from(request).validate().unwrap_err().message;
         assert!(message.contains("Value null at 'tags.1.member.tagValue'"), "{message}");
         assert!(message.contains("regular expression pattern: [\\u0009"), "{message}");
         let fine = kms::CreateKeyRequest { policy: Some("{\n}".into()), ..Default::default() };
-        assert!(fine.validate().is_ok());
+        assert!(Received::from(fine).validate().is_ok());
     }
 
     #[test]
@@ -301,7 +381,7 @@ mod tests {
             encryption_algorithm: Some(kms::EncryptionAlgorithmSpec::SymmetricDefault as i32),
             ..Default::default()
         };
-        let json = serde_json::to_string(&Event(&request)).unwrap();
+        let json = serde_json::to_string(&Event(&request, &NOTHING)).unwrap();
         assert_eq!(
             json,
             r#"{"keyId":"alias/a","encryptionContext":{"Kept As Is":"v"},"encryptionAlgorithm":"SYMMETRIC_DEFAULT"}"#
@@ -315,7 +395,7 @@ mod tests {
             deletion_date: Some(prost_types::Timestamp { seconds: 1_660_171_107, nanos: 0 }),
             ..Default::default()
         };
-        let json = serde_json::to_value(Event(&response)).unwrap();
+        let json = serde_json::to_value(Event(&response, &NOTHING)).unwrap();
         assert_eq!(json["deletionDate"], "Aug 10, 2022, 10:38:27 PM");
     }
 

@@ -29,6 +29,7 @@ use crate::error::{Error, Exception, Result};
 use crate::operation::{Answer, Operation, execute};
 use crate::ops::{self, events::StreamEvents};
 use crate::proto::cloudtrail::StreamEventsResponse;
+use crate::wire::Received;
 
 /// The domain of a failure's ErrorInfo.
 pub const ERROR_DOMAIN: &str = "kms.amazonaws.com";
@@ -218,8 +219,12 @@ where
 
     fn call(&mut self, request: Request<Decoded<O::Request>>) -> Self::Future {
         self.reached.store(true, Ordering::Release);
-        let answer =
-            execute::<O>(self.app.clone(), self.caller.clone(), request.into_inner().0, self.deadline);
+        let answer = execute::<O>(
+            self.app.clone(),
+            self.caller.clone(),
+            request.into_inner().received(),
+            self.deadline,
+        );
         Box::pin(async move { respond(answer.await) })
     }
 }
@@ -241,7 +246,7 @@ impl ServerStreamingService<Decoded<<StreamEvents as Operation>::Request>> for S
         let answer = execute::<StreamEvents>(
             self.app.clone(),
             self.caller.clone(),
-            request.into_inner().0,
+            request.into_inner().received(),
             self.deadline,
         );
         Box::pin(async move {
@@ -288,6 +293,12 @@ fn status(error: Error, request_id: &str) -> Status {
 
 /// What came over the wire: a message, or why it is none.
 struct Decoded<T>(Result<T>);
+
+impl<T> Decoded<T> {
+    fn received(self) -> Result<Received<T>> {
+        self.0.map(Received::from)
+    }
+}
 
 /// Protobuf, whose decoder never fails by itself.
 struct Messages<I, O>(PhantomData<fn() -> (I, O)>);

@@ -9,7 +9,7 @@ use crate::audit::stream::{self, Filter, Seen, Subscription};
 use crate::proto::cloudtrail;
 use crate::registry::from_store;
 use crate::store::Position;
-use crate::wire::{At, Form, Violations};
+use crate::wire::{Aside, At, Form, Violations};
 
 const LOOKUP_EVENTS: i32 = 50;
 /// Longest that checking a log may take.
@@ -161,9 +161,9 @@ async fn from(call: &Call, request: &cloudtrail::StreamEventsRequest) -> Result<
 
 /// A subscription is no message: what it sends is.
 impl Form for Subscription {
-    fn check(&self, _: &At<'_>, _: &mut Violations) {}
+    fn check(&self, _: &At<'_>, _: &mut Violations<'_>) {}
 
-    fn event(&self) -> Option<Box<serde_json::value::RawValue>> {
+    fn event(&self, _: &Aside) -> Option<Box<serde_json::value::RawValue>> {
         None
     }
 }

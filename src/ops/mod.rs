@@ -1,5 +1,6 @@
-//! What the API does, a file per family. This list is the API: gRPC, and with
-//! it authorisation, audit and the tests that walk the API, are made from it.
+//! What the API does, a file per family. This list is the API: gRPC and
+//! AWS JSON, and with them authorisation, audit and the tests that walk the API,
+//! are made from it.
 
 mod admin;
 mod agreement;
@@ -20,6 +21,7 @@ mod signature;
 mod tag;
 
 use crate::operation::Operation;
+use crate::wire::json::Json;
 
 /// Something that is done with every operation of the API.
 pub trait Visitor {
@@ -27,8 +29,8 @@ pub trait Visitor {
     fn visit<O>(&mut self)
     where
         O: Operation,
-        O::Request: prost::Message,
-        O::Response: prost::Message + Default;
+        O::Request: prost::Message + Json,
+        O::Response: prost::Message + Default + Json;
 }
 
 macro_rules! operations {
