@@ -16,7 +16,7 @@ same() { cmp "$1" "$2" && echo "  the same: $(basename "$1") and $(basename "$2"
 public_key() { field PublicKey get-public-key --key-id "$1" > "$2"; }
 
 step "A daemon on a new SoftHSM2 token"
-"$strongroom" dev --dir "$work/dev" --grpc 127.0.0.1:0 --http 127.0.0.1:0 > "$work/ready" 2> "$work/log" &
+"$strongroom" dev --dir "$work/dev" --grpc 127.0.0.1:0 --http 127.0.0.1:0 --aws 127.0.0.1:0 > "$work/ready" 2> "$work/log" &
 daemon=$!
 for _ in $(seq 300); do
   grep -q ready "$work/ready" && break

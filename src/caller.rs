@@ -77,8 +77,8 @@ pub struct TlsDetails {
     pub cipher_suite: String,
     /// The host that the client asked for (SNI).
     pub host: Option<String>,
-    /// SHA-256 of the client certificate in hex.
-    pub certificate_sha256: String,
+    /// SHA-256 of the client certificate in hex; none where the client has none.
+    pub certificate_sha256: Option<String>,
 }
 
 /// An authenticated caller of one request.
@@ -86,6 +86,8 @@ pub struct TlsDetails {
 pub struct Caller {
     /// Who.
     pub principal: Arc<Principal>,
+    /// The access key that signed the request.
+    pub access_key_id: Option<String>,
     /// From where.
     pub origin: Origin,
     /// Over which TLS session.
@@ -111,6 +113,18 @@ impl Principal {
         }
     }
 
+    /// An account's root, without a principal of the configuration.
+    pub fn root(account: &str) -> Principal {
+        Principal {
+            account: account.to_owned(),
+            kind: PrincipalKind::Root,
+            name: "root".to_owned(),
+            arn: format!("arn:aws:iam::{account}:root"),
+            principal_id: account.to_owned(),
+            policies: Vec::new(),
+        }
+    }
+
     /// The ARN of a session of a role.
     pub fn session_arn(&self, session: &str) -> String {
         format!("arn:aws:sts::{}:assumed-role/{}/{session}", self.account, self.name)
@@ -120,10 +134,12 @@ impl Principal {
 impl Caller {
     /// The name of this session, for callers that are a role.
     pub fn session_name(&self) -> String {
-        match (&self.tls, &self.origin) {
-            (Some(tls), _) => tls.certificate_sha256.chars().take(SESSION_NAME_CHARS).collect(),
-            (None, Origin::Unix { uid, .. }) => format!("uid-{uid}"),
-            (None, Origin::Tcp(address)) => address.ip().to_string(),
+        let certificate = self.tls.as_ref().and_then(|tls| tls.certificate_sha256.as_ref());
+        match (&self.access_key_id, certificate, &self.origin) {
+            (Some(id), _, _) => id.clone(),
+            (None, Some(sha256), _) => sha256.chars().take(SESSION_NAME_CHARS).collect(),
+            (None, None, Origin::Unix { uid, .. }) => format!("uid-{uid}"),
+            (None, None, Origin::Tcp(address)) => address.ip().to_string(),
         }
     }
 

@@ -19,10 +19,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::aws::{self, AccessKeys};
 use crate::api::grpc::{CallLimits, Routes};
 use crate::api::identity::{Authenticator, Resolver};
 use crate::api::limits::{Gate, TransportLimits};
-use crate::api::listener::{Bind, Listener, Serving};
+use crate::api::listener::{Bind, Listener, Protocol, Serving};
 use crate::api::operators::{self, OperatorListener};
 use crate::api::tls::{ClientCaSettings, TlsSettings, TlsState};
 use crate::app::{App, Clock, Unrecorded};
@@ -53,6 +54,17 @@ pub struct Options {
     pub config: PathBuf,
     /// What the command line says.
     pub flags: Flags,
+    /// What only `strongroom dev` does.
+    pub development: Option<Development>,
+}
+
+/// What a daemon does for development only.
+#[derive(Debug, Clone, Copy)]
+pub struct Development {
+    /// Whether twelve digits are an access key of that account's root.
+    pub emulator_credentials: bool,
+    /// Whether the AWS port may be another where the configured one is taken.
+    pub any_aws_port: bool,
 }
 
 /// Where a daemon listens.
@@ -60,6 +72,8 @@ pub struct Options {
 pub struct Bound {
     /// gRPC over TCP.
     pub grpc: SocketAddr,
+    /// AWS JSON.
+    pub aws: SocketAddr,
     /// /livez, /readyz, /metrics.
     pub http: SocketAddr,
 }
@@ -77,6 +91,7 @@ pub async fn serve(
     let gate = Gate::new(transport_limits(&loaded.config));
     let stop = CancellationToken::new();
     let serving = Serving {
+        protocol: Protocol::Grpc,
         authenticator: authenticator.clone(),
         gate: gate.clone(),
         shutdown: stop.clone(),
@@ -90,7 +105,12 @@ pub async fn serve(
         listeners.push(Listener::bind(&bind).await.context("grpc.unix_socket")?);
     }
     let operators = OperatorListener::bind(loaded.config.http.address).await.context("http.address")?;
-    let bound = Bound { grpc: tcp(&listeners)?, http: operators.address()? };
+    let aws_listener = aws_listener(&loaded.config, options.development).await.context("aws.address")?;
+    let bound = Bound {
+        grpc: tcp(&listeners)?,
+        aws: tcp(std::slice::from_ref(&aws_listener))?,
+        http: operators.address()?,
+    };
 
     let app = parts.app.clone();
     record_start(&app, &loaded).await?;
@@ -100,6 +120,11 @@ pub async fn serve(
     for listener in listeners {
         servers.spawn(listener.serve(front.clone(), serving.clone()));
     }
+    let emulator = options.development.is_some_and(|development| development.emulator_credentials);
+    let keys = AccessKeys::new(&loaded.directory, emulator);
+    let aws = aws::Front::new([app.clone()], keys, front.limits.clone());
+    let aws_serving = Serving { protocol: aws_protocol(&loaded.config), ..serving.clone() };
+    servers.spawn(aws_listener.serve(aws.clone(), aws_serving));
     let pages = operators::router(Arc::new(health::Ready(app.clone())), metrics.clone());
     let operators = tokio::spawn(operators.serve(pages, background.stop.clone()));
     tokio::spawn(operators::metrics_upkeep(metrics, background.stop.clone()));
@@ -114,6 +139,7 @@ pub async fn serve(
         gate,
         app: app.clone(),
         front,
+        aws,
         members: parts.members.clone(),
         current: Mutex::new(loaded),
     };
@@ -323,6 +349,7 @@ struct Reload {
     gate: Arc<Gate>,
     app: Arc<App>,
     front: Front,
+    aws: aws::Front,
     members: Vec<MemberSettings>,
     current: Mutex<Loaded>,
 }
@@ -394,6 +421,8 @@ impl Reload {
         self.app.brakes.set(brake_limits(&loaded.config));
         self.front.limits.store(Arc::new(call_limits(&loaded.config)));
         self.authenticator.swap(Some(Arc::new(tls)), resolver(&loaded));
+        let emulator = self.options.development.is_some_and(|development| development.emulator_credentials);
+        self.aws.set_keys(AccessKeys::new(&loaded.directory, emulator));
         self.retry_pins(&loaded.config);
         *self.current.lock() = loaded;
     }
@@ -564,6 +593,25 @@ fn tcp(listeners: &[Listener]) -> anyhow::Result<SocketAddr> {
     bound.context("no TCP listener")
 }
 
+fn aws_protocol(config: &Config) -> Protocol {
+    if config.aws.plaintext { Protocol::AwsPlaintext } else { Protocol::Aws }
+}
+
+async fn aws_listener(config: &Config, development: Option<Development>) -> std::io::Result<Listener> {
+    let mut address = config.aws.address;
+    match Listener::bind(&Bind::Tcp(address)).await {
+        Err(error)
+            if error.kind() == std::io::ErrorKind::AddrInUse
+                && development.is_some_and(|development| development.any_aws_port) =>
+        {
+            tracing::warn!(%address, "another process has the AWS port: a free one is taken, say --aws to choose");
+            address.set_port(0);
+            Listener::bind(&Bind::Tcp(address)).await
+        }
+        bound => bound,
+    }
+}
+
 /// Begins to write the log as the configuration says. The filter counts for
 /// this crate and its libraries.
 pub fn start_log(config: &Config) -> anyhow::Result<()> {
@@ -584,11 +632,13 @@ pub fn announce(config: &Config, bound: Bound) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     writeln!(
         out,
-        "strongroom {} ready: gRPC https://{}{}, operators http://{}",
+        "strongroom {} ready: gRPC https://{}{}, operators http://{}, AWS {}://{}",
         env!("CARGO_PKG_VERSION"),
         bound.grpc,
         socket.unwrap_or_default(),
-        bound.http
+        bound.http,
+        if config.aws.plaintext { "http" } else { "https" },
+        bound.aws
     )?;
     out.flush()?;
     Ok(())

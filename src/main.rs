@@ -112,7 +112,7 @@ fn run(command: Daemon) -> anyhow::Result<ExitCode> {
     match command {
         Daemon::Serve(args) => {
             let hardening = harden();
-            let options = daemon::Options { flags: args.flags()?, config: args.config };
+            let options = daemon::Options { flags: args.flags()?, config: args.config, development: None };
             let config = Config::load(Some(&options.config), &options.flags)?.config;
             daemon::start_log(&config)?;
             hardening.log();

@@ -67,6 +67,11 @@ impl Peer {
         Self::new(Origin::Unix { uid, pid }, None, Vec::new())
     }
 
+    /// A peer without TLS, on this host.
+    pub fn plain(address: std::net::SocketAddr) -> Self {
+        Self::new(Origin::Tcp(address), None, Vec::new())
+    }
+
     /// A peer after a TLS handshake.
     pub fn tls(address: std::net::SocketAddr, tls: TlsDetails, chain: Vec<CertificateDer<'static>>) -> Self {
         Self::new(Origin::Tcp(address), Some(tls), chain)
@@ -160,9 +165,7 @@ struct Live {
 /// Makes callers of requests.
 pub struct Authenticator {
     live: ArcSwap<Live>,
-    log_limit: DefaultDirectRateLimiter,
-    /// Refusals not logged since the last one that was.
-    unlogged: AtomicU64,
+    refusals: Refusals,
 }
 
 impl Authenticator {
@@ -171,8 +174,7 @@ impl Authenticator {
         publish_expiry(tls.as_deref());
         Authenticator {
             live: ArcSwap::from_pointee(Live { generation: 0, tls, resolver }),
-            log_limit: RateLimiter::direct(Quota::per_second(REFUSALS_LOGGED_PER_SECOND)),
-            unlogged: AtomicU64::new(0),
+            refusals: Refusals::default(),
         }
     }
 
@@ -213,12 +215,13 @@ impl Authenticator {
         match (outcome, peer) {
             (Ok(principal), Some(peer)) => Ok(Caller {
                 principal,
+                access_key_id: None,
                 origin: peer.origin.clone(),
                 tls: peer.tls.clone(),
                 user_agent: user_agent(&request.headers),
             }),
             (Err(refusal), _) => {
-                self.note(&refusal, peer.map(|peer| &**peer));
+                self.refusals.note(refusal.reason, &refusal.message, peer.map(|peer| &**peer));
                 Err(refusal)
             }
             (Ok(_), None) => Err(Unauthenticated::no_peer()),
@@ -247,21 +250,37 @@ impl Authenticator {
         })));
         outcome
     }
+}
 
-    fn note(&self, refusal: &Unauthenticated, peer: Option<&Peer>) {
-        metrics::counter!("strongroom_authentication_failures_total", "reason" => refusal.reason)
-            .increment(1);
+/// Counts refused requests, and logs some of them.
+pub(super) struct Refusals {
+    log_limit: DefaultDirectRateLimiter,
+    /// Refusals not logged since the last one that was.
+    unlogged: AtomicU64,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        let log_limit = RateLimiter::direct(Quota::per_second(REFUSALS_LOGGED_PER_SECOND));
+        Refusals { log_limit, unlogged: AtomicU64::new(0) }
+    }
+}
+
+impl Refusals {
+    /// Notes one, with a word for the metric.
+    pub(super) fn note(&self, reason: &'static str, message: &str, peer: Option<&Peer>) {
+        metrics::counter!("strongroom_authentication_failures_total", "reason" => reason).increment(1);
         if self.log_limit.check().is_err() {
             self.unlogged.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let unlogged = self.unlogged.swap(0, Ordering::Relaxed);
         tracing::warn!(
-            reason = refusal.reason,
+            reason,
             origin = ?peer.map(Peer::origin),
-            certificate_sha256 = peer.and_then(|peer| peer.tls.as_ref()).map(|tls| tls.certificate_sha256.as_str()),
+            certificate_sha256 = peer.and_then(|peer| peer.tls.as_ref()).and_then(|tls| tls.certificate_sha256.as_deref()),
             unlogged,
-            "a request was refused: {refusal}"
+            "a request was refused: {message}"
         );
     }
 }
@@ -285,7 +304,7 @@ fn judge(live: &Live, peer: &Peer, now: UnixTime) -> Result<(Arc<Principal>, Uni
 
 /// The user agent as the event may show it: no control characters, cut at
 /// [`USER_AGENT_BYTES_MAX`].
-fn user_agent(headers: &http::HeaderMap) -> Option<String> {
+pub(super) fn user_agent(headers: &http::HeaderMap) -> Option<String> {
     let value = headers.get(http::header::USER_AGENT)?.as_bytes();
     // Cut before the text is made, so that a huge header costs nothing.
     let value = value.get(..USER_AGENT_BYTES_MAX).unwrap_or(value);
@@ -353,7 +372,7 @@ mod tests {
             version: "TLSv1.3".to_owned(),
             cipher_suite: "TLS_AES_256_GCM_SHA384".to_owned(),
             host: None,
-            certificate_sha256: String::new(),
+            certificate_sha256: None,
         };
         let peer = Peer::tls("127.0.0.1:1".parse().unwrap(), details, Vec::new());
         assert_eq!(authenticator.authenticate(&request(Some(peer))).unwrap_err().reason, "tls_off");

@@ -1,7 +1,8 @@
-//! Where connections come in: TCP with mutual TLS, and a Unix socket.
+//! Where connections come in: TCP with TLS, mutual for gRPC and one-sided for AWS
+//! JSON, and a Unix socket.
 //!
 //! ```text
-//! accept → Gate (limits) → handshake → Peer → HTTP/2 → service
+//! accept → Gate (limits) → handshake → Peer → HTTP → service
 //!                                             age, idle, drain: GOAWAY
 //! ```
 //! Each connection is a task of its own from the moment it is accepted, so
@@ -22,8 +23,8 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::rt::{Read, Write};
-use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -64,10 +65,24 @@ const ERROR_RESET_STREAMS_MAX: usize = 1024;
 /// Bytes of responses that wait in one stream for a slow reader.
 const SEND_BUFFER_BYTES_MAX: usize = 256 << 10;
 
+/// The least buffer that hyper takes for HTTP/1.1's headers.
+const HTTP1_BUFFER_BYTES_MIN: usize = 8 << 10;
+
+/// What is spoken on a TCP port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2 over mutual TLS.
+    Grpc,
+    /// HTTP/1.1 or HTTP/2 over TLS without a client's certificate.
+    Aws,
+    /// The same without TLS, for clients of this host alone.
+    AwsPlaintext,
+}
+
 /// What to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Bind {
-    /// TCP with mutual TLS; port 0 takes a free one.
+    /// TCP; port 0 takes a free one.
     Tcp(SocketAddr),
     /// A Unix socket.
     Unix {
@@ -93,6 +108,8 @@ enum Socket {
 /// What [`Listener::serve`] needs.
 #[derive(Clone)]
 pub struct Serving {
+    /// What is spoken; on a Unix socket it is gRPC.
+    pub protocol: Protocol,
     /// Who callers are, and the TLS state.
     pub authenticator: Arc<Authenticator>,
     /// The limits, shared by all listeners.
@@ -263,6 +280,12 @@ where
             Accepted::Unix(stream, uid, pid) => {
                 self.speak(TokioIo::new(stream), Peer::unix(uid, pid), &limits).await;
             }
+            Accepted::Tcp(stream, address) if self.serving.protocol == Protocol::AwsPlaintext => {
+                match stream.set_nodelay(true) {
+                    Ok(()) => self.speak(TokioIo::new(stream), Peer::plain(address), &limits).await,
+                    Err(error) => HandshakeFailure::new("io", error.to_string()).note(address),
+                }
+            }
             Accepted::Tcp(stream, address) => {
                 let handshake =
                     timeout(limits.handshake_timeout(), handshake(stream, address, &self.serving));
@@ -279,7 +302,7 @@ where
         }
     }
 
-    /// HTTP/2 until the connection ends, for whatever reason.
+    /// HTTP until the connection ends, for whatever reason.
     async fn speak(
         self,
         io: impl Read + Write + Unpin + Send + 'static,
@@ -299,7 +322,8 @@ where
                 }
             })
         };
-        let mut connection = pin!(http2_builder(limits).serve_connection(io, service));
+        let builder = http_builder(self.serving.protocol, limits);
+        let mut connection = pin!(builder.serve_connection(io, service));
         let mut ending = pin!(end(&activity, limits, &self.serving.shutdown));
         let outcome = tokio::select! {
             outcome = connection.as_mut() => outcome,
@@ -319,9 +343,19 @@ where
     }
 }
 
-fn http2_builder(limits: &TransportLimits) -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+fn http_builder(protocol: Protocol, limits: &TransportLimits) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    if protocol == Protocol::Grpc {
+        builder = builder.http2_only();
+    }
     builder
+        .http1()
+        .timer(TokioTimer::new())
+        // It runs between requests too.
+        .header_read_timeout(limits.connection_idle())
+        .max_buf_size((limits.header_bytes_max as usize).max(HTTP1_BUFFER_BYTES_MIN));
+    builder
+        .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams_per_connection_max)
         .max_header_list_size(limits.header_bytes_max)
@@ -382,7 +416,8 @@ async fn handshake(
     let Some(tls) = serving.authenticator.tls() else {
         return Err(HandshakeFailure::new("tls_off", "no TLS is configured"));
     };
-    let stream = TlsAcceptor::from(tls.server_config()).accept(stream).await.map_err(|e| {
+    let config = if serving.protocol == Protocol::Grpc { tls.mutual() } else { tls.one_sided() };
+    let stream = TlsAcceptor::from(config).accept(stream).await.map_err(|e| {
         let rustls = e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         let reason = match rustls {
             Some(rustls::Error::NoCertificatesPresented) => "no_certificate",
@@ -395,13 +430,18 @@ async fn handshake(
         HandshakeFailure::new(reason, e.to_string())
     })?;
     let (_, session) = stream.get_ref();
-    // RFC 9113, 3.2: HTTP/2 over TLS is agreed by ALPN, or not spoken.
-    if session.alpn_protocol() != Some(b"h2") {
-        return Err(HandshakeFailure::new("alpn", "the client does not offer h2"));
-    }
     let chain = session.peer_certificates().unwrap_or_default().to_vec();
+    if serving.protocol == Protocol::Grpc {
+        // RFC 9113, 3.2: HTTP/2 over TLS is agreed by ALPN, or not spoken.
+        if session.alpn_protocol() != Some(b"h2") {
+            return Err(HandshakeFailure::new("alpn", "the client does not offer h2"));
+        }
+        if chain.is_empty() {
+            return Err(HandshakeFailure::new("no_certificate", "the session has no client certificate"));
+        }
+    }
     let details = tls_details(session, &chain)
-        .ok_or_else(|| HandshakeFailure::new("no_certificate", "the session has no client certificate"))?;
+        .ok_or_else(|| HandshakeFailure::new("tls", "the session is of no known version"))?;
     Ok((stream, Peer::tls(address, details, chain)))
 }
 
@@ -421,7 +461,7 @@ fn tls_details(
         version: version.to_owned(),
         cipher_suite: suite,
         host: session.server_name().map(str::to_owned),
-        certificate_sha256: fingerprint(chain.first()?),
+        certificate_sha256: chain.first().map(fingerprint),
     })
 }
 

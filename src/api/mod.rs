@@ -1,5 +1,6 @@
 //! From bytes to a caller and a request, and back.
 
+pub mod aws;
 pub mod grpc;
 pub mod identity;
 pub mod limits;

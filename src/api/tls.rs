@@ -1,5 +1,6 @@
 //! Mutual TLS: the daemon's own certificate, and the CAs whose clients it
-//! believes.
+//! believes; and TLS without a client's certificate, where a signature says who
+//! calls.
 //!
 //! A [`TlsState`] is loaded whole or not at all and never changes; a reload
 //! makes a new one. Open connections keep the TLS session they have, but their
@@ -123,7 +124,8 @@ impl std::error::Error for ClientRefused {}
 /// The TLS side of one configuration.
 #[derive(Debug)]
 pub struct TlsState {
-    server: Arc<ServerConfig>,
+    mutual: Arc<ServerConfig>,
+    one_sided: Arc<ServerConfig>,
     clients: Arc<ClientVerifier>,
     not_after: UnixTime,
 }
@@ -138,13 +140,18 @@ impl TlsState {
             .first()
             .and_then(|leaf| end_of(leaf))
             .ok_or_else(|| content(&settings.certificate, "the first certificate cannot be parsed"))?;
-        let server = server_config(settings, chain, clients.clone(), provider)?;
-        Ok(TlsState { server: Arc::new(server), clients, not_after })
+        let (mutual, one_sided) = server_configs(settings, chain, clients.clone(), provider)?;
+        Ok(TlsState { mutual: Arc::new(mutual), one_sided: Arc::new(one_sided), clients, not_after })
     }
 
-    /// What a new handshake is made with.
-    pub fn server_config(&self) -> Arc<ServerConfig> {
-        self.server.clone()
+    /// What a new handshake is made with whose client shows a certificate.
+    pub fn mutual(&self) -> Arc<ServerConfig> {
+        self.mutual.clone()
+    }
+
+    /// What a new handshake is made with whose client shows none.
+    pub fn one_sided(&self) -> Arc<ServerConfig> {
+        self.one_sided.clone()
     }
 
     /// When the daemon's own certificate ends.
@@ -177,29 +184,33 @@ pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     hex::encode(Sha256::digest(certificate.as_ref()))
 }
 
-fn server_config(
+/// The two configurations: mutual, for HTTP/2; and one-sided, for HTTP/1.1 too.
+fn server_configs(
     settings: &TlsSettings,
     chain: Vec<CertificateDer<'static>>,
     clients: Arc<ClientVerifier>,
     provider: Arc<CryptoProvider>,
-) -> Result<ServerConfig, TlsError> {
+) -> Result<(ServerConfig, ServerConfig), TlsError> {
     let key = PrivateKeyDer::from_pem_slice(&read(&settings.key, PEM_FILE_BYTES_MAX)?).map_err(|_| {
         content(&settings.key, "holds no private key in PEM (PKCS#8, PKCS#1 or SEC1, unencrypted)")
     })?;
+    let misfit = |e| content(&settings.key, &format!("does not fit {}: {e}", settings.certificate.display()));
     // All that rustls offers for TLS 1.2 is ECDHE with an AEAD.
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-        .with_client_cert_verifier(clients)
-        .with_single_cert(chain, key)
-        .map_err(|e| {
-            content(&settings.key, &format!("does not fit {}: {e}", settings.certificate.display()))
-        })?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
+    let builder = || ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&versions);
+    let mutual = builder()?.with_client_cert_verifier(clients);
+    let mutual = mutual.with_single_cert(chain.clone(), key.clone_key()).map_err(misfit)?;
+    let one_sided = builder()?.with_no_client_auth().with_single_cert(chain, key).map_err(misfit)?;
+    Ok((finished(mutual, &[b"h2"]), finished(one_sided, &[b"h2", b"http/1.1"])))
+}
+
+fn finished(mut config: ServerConfig, protocols: &[&[u8]]) -> ServerConfig {
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     // No resumption: each connection proves its client's key anew, and no
     // ticket keeps an old session's secrets alive.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(config)
+    config
 }
 
 /// One named CA.

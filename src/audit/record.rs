@@ -103,6 +103,8 @@ pub struct UserIdentity {
     arn: Option<String>,
     account_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    access_key_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     user_name: Option<String>,
     /// SHA-256 of the client certificate, in hex.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -168,6 +170,7 @@ impl Record {
             principal_id: None,
             arn: None,
             account_id: account.to_owned(),
+            access_key_id: None,
             user_name: None,
             credential_id: None,
             session_context: None,
@@ -263,6 +266,7 @@ impl UserIdentity {
         UserIdentity {
             kind: Some("AWSAccount"),
             arn: None,
+            access_key_id: None,
             user_name: None,
             credential_id: None,
             session_context: None,
@@ -272,12 +276,13 @@ impl UserIdentity {
 
     fn of(caller: &Caller) -> UserIdentity {
         let principal = &*caller.principal;
-        let credential_id = caller.tls.as_ref().map(|tls| tls.certificate_sha256.clone());
+        let credential_id = caller.tls.as_ref().and_then(|tls| tls.certificate_sha256.clone());
         let identity = |kind, user_name| UserIdentity {
             kind: Some(kind),
             principal_id: Some(principal.principal_id.clone()),
             arn: Some(principal.arn.clone()),
             account_id: principal.account.clone(),
+            access_key_id: caller.access_key_id.clone(),
             user_name,
             credential_id: credential_id.clone(),
             session_context: None,

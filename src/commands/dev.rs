@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::dev_setup::{self, DevInstance, DevOptions, SoftHsm};
+use super::dev_setup::{self, AwsEndpoint, DevInstance, DevOptions, SoftHsm};
 use super::hsm_init;
 use crate::config::{Config, Flags};
 use crate::daemon;
@@ -22,9 +22,14 @@ pub struct DevArgs {
     /// Where gRPC listens [default: 127.0.0.1:50051].
     #[arg(long)]
     pub grpc: Option<SocketAddr>,
-    /// Where the AWS protocol will listen; the port is not opened yet [default: 127.0.0.1:8080].
+    /// Where the AWS protocol listens, on loopback without TLS; without this option a free port is
+    /// taken where the default one is not free [default: 127.0.0.1:8080].
     #[arg(long)]
     pub aws: Option<SocketAddr>,
+    /// Let twelve digits be an access key of that account's root, with the secret `test`, so that what
+    /// used an emulator works by changing a URL.
+    #[arg(long)]
+    pub emulator_credentials: bool,
     /// Where /livez, /readyz and /metrics listen [default: 127.0.0.1:9090].
     #[arg(long)]
     pub http: Option<SocketAddr>,
@@ -64,11 +69,19 @@ pub fn run(
         runtime.block_on(ceremony(&instance, &loaded))?;
     }
     let dir = instance.dir.clone();
-    let serve =
-        daemon::serve(daemon::Options { config: instance.config, flags: Flags::new() }, |config, bound| {
-            dev_setup::write_env(&dir, &config.region, bound.grpc, None)?;
-            daemon::announce(config, bound)
-        });
+    let access_key = instance.access_key;
+    let development = daemon::Development {
+        emulator_credentials: args.emulator_credentials,
+        any_aws_port: args.aws.is_none(),
+    };
+    let options =
+        daemon::Options { config: instance.config, flags: Flags::new(), development: Some(development) };
+    let serve = daemon::serve(options, |config, bound| {
+        let plaintext = config.aws.plaintext;
+        let aws = AwsEndpoint { address: bound.aws, plaintext, access_key: &access_key };
+        dev_setup::write_env(&dir, &config.region, bound.grpc, &aws)?;
+        daemon::announce(config, bound)
+    });
     runtime()?.block_on(serve)
 }
 

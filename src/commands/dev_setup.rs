@@ -5,13 +5,14 @@
 //! DIR/.strongroom-dev     says that the folder is ours
 //! DIR/pki/                CA, server's and administrator's certificates
 //! DIR/hsm/1/              SoftHSM2's token, with softhsm2.conf, PINs, serial
+//! DIR/aws/                the administrator's access key
 //! DIR/strongroom.toml     the configuration
 //! DIR/data/               the store
 //! DIR/strongroom.sock     gRPC for the user who started it
 //! DIR/env                 a shell file for clients
 //! ```
 //!
-//! INVARIANT: `pki` and `hsm` are made under another name and renamed when they
+//! INVARIANT: `pki`, `hsm` and `aws` are made under another name and renamed when they
 //! are complete, so a folder that is there is whole, and nothing that a key may
 //! depend on is ever made a second time.
 
@@ -26,6 +27,7 @@ use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
 use toml_edit::DocumentMut;
 
+use super::access_key::{AccessKey, SECRET_FILE};
 use super::template::{ADMINISTRATOR, Template};
 use crate::config::{
     AccountId, AwsSettings, GrpcSettings, HttpSettings, SOCKET_PATH_BYTES_MAX, check_region,
@@ -96,6 +98,8 @@ pub struct DevInstance {
     pub needs_ceremony: bool,
     /// Whether the token was made just now: no ceremony was held on it.
     pub token_is_new: bool,
+    /// The administrator's access key.
+    pub access_key: AccessKey,
 }
 
 impl DevInstance {
@@ -141,24 +145,26 @@ pub fn prepare(dir: &Path, options: &DevOptions, softhsm: &dyn SoftHsm) -> anyho
     let token_is_new = !dir.join("hsm").exists();
     let token_serial = make_token(&dir, &library, softhsm)?;
     let conf = softhsm.write_conf(&dir.join("hsm"), &dir.join("hsm/1"))?;
+    make_whole(&dir.join("aws"), |folder| AccessKey::new()?.write(folder))?;
+    let access_key = AccessKey::read(&dir.join("aws"))?;
     let text = match before {
-        None => first_configuration(&dir, options, &library, &conf),
-        Some(before) => update(before, options, &library, &conf)?,
+        None => first_configuration(&dir, options, &library, &conf, &access_key),
+        Some(before) => update(before, options, &library, &conf, &access_key)?,
     };
     replace(&config, text.as_bytes(), 0o600)?;
     let needs_ceremony = !dir.join("hsm/initialized").exists();
-    Ok(DevInstance { dir, config, token_serial, needs_ceremony, token_is_new })
+    Ok(DevInstance { dir, config, token_serial, needs_ceremony, token_is_new, access_key })
 }
 
-/// An AWS endpoint that `DIR/env` tells of.
+/// The AWS endpoint that `DIR/env` tells of.
 #[derive(Debug, Clone)]
-pub struct AwsEndpoint {
+pub struct AwsEndpoint<'a> {
     /// Where it listens.
     pub address: SocketAddr,
-    /// AWS_ACCESS_KEY_ID.
-    pub access_key_id: String,
-    /// AWS_SECRET_ACCESS_KEY.
-    pub secret_access_key: SecretString,
+    /// Whether it has no TLS.
+    pub plaintext: bool,
+    /// Whose requests are the administrator's.
+    pub access_key: &'a AccessKey,
 }
 
 /// Writes `DIR/env` when the listeners are bound and their ports known.
@@ -166,7 +172,7 @@ pub fn write_env(
     dir: &Path,
     region: &str,
     grpc: SocketAddr,
-    aws: Option<&AwsEndpoint>,
+    aws: &AwsEndpoint<'_>,
 ) -> anyhow::Result<PathBuf> {
     let dir = fs::canonicalize(dir)?;
     let pki = |name: String| dir.join("pki").join(name).to_string_lossy().into_owned();
@@ -176,11 +182,13 @@ pub fn write_env(
         ("STRONGROOM_CERT", pki(format!("{ADMINISTRATOR}.pem"))),
         ("STRONGROOM_KEY", pki(format!("{ADMINISTRATOR}.key"))),
     ];
-    if let Some(aws) = aws {
-        variables.push(("AWS_ENDPOINT_URL", format!("http://{}", reachable(aws.address))));
-        variables.push(("AWS_ACCESS_KEY_ID", aws.access_key_id.clone()));
-        variables.push(("AWS_SECRET_ACCESS_KEY", aws.secret_access_key.expose_secret().to_owned()));
+    let scheme = if aws.plaintext { "http" } else { "https" };
+    variables.push(("AWS_ENDPOINT_URL", format!("{scheme}://{}", reachable(aws.address))));
+    if !aws.plaintext {
+        variables.push(("AWS_CA_BUNDLE", pki("ca.pem".into())));
     }
+    variables.push(("AWS_ACCESS_KEY_ID", aws.access_key.id.clone()));
+    variables.push(("AWS_SECRET_ACCESS_KEY", aws.access_key.secret.expose_secret().to_owned()));
     variables.push(("AWS_REGION", region.to_owned()));
     variables.push(("AWS_DEFAULT_REGION", region.to_owned()));
     let text: String = variables
@@ -235,8 +243,8 @@ fn check_unchanged(before: &DocumentMut, options: &DevOptions, dir: &Path) -> an
 
 fn make_pki(dir: &Path, options: &DevOptions) -> anyhow::Result<()> {
     make_whole(&dir.join("pki"), |folder| {
-        let listens = options.grpc.map(|address| address.ip()).filter(|ip| !ip.is_unspecified());
-        let names: Vec<String> = listens.iter().map(IpAddr::to_string).collect();
+        let listens = [options.grpc, options.aws].into_iter().flatten().map(|address| address.ip());
+        let names: Vec<String> = listens.filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string()).collect();
         let ca = Ca::new("Strongroom dev CA")?;
         ca.identity().write(folder, "ca")?;
         ca.server(&names)?.write(folder, "server")?;
@@ -293,15 +301,23 @@ fn account(options: &DevOptions) -> &str {
     options.account_id.as_deref().unwrap_or(DEFAULT_ACCOUNT)
 }
 
-fn first_configuration(dir: &Path, options: &DevOptions, library: &Path, conf: &Path) -> String {
+fn first_configuration(
+    dir: &Path,
+    options: &DevOptions,
+    library: &Path,
+    conf: &Path,
+    access_key: &AccessKey,
+) -> String {
     // A longer path cannot be a socket's; TCP alone has to do then.
     let socket = dir.join("strongroom.sock").as_os_str().as_bytes().len() <= SOCKET_PATH_BYTES_MAX;
+    let aws = options.aws.unwrap_or(AwsSettings::default().address);
     Template {
         title: "Strongroom's configuration, made by `strongroom dev`: for development, not for production.",
         region: options.region.as_deref().unwrap_or(DEFAULT_REGION),
         data_dir: Path::new("data"),
         grpc: options.grpc.unwrap_or(GrpcSettings::default().address),
-        aws: options.aws.unwrap_or(AwsSettings::default().address),
+        aws,
+        aws_plaintext: aws.ip().is_loopback(),
         http: options.http.unwrap_or(HttpSettings::default().address),
         unix_socket: socket.then_some(Path::new("strongroom.sock")),
         module: MODULE,
@@ -309,18 +325,26 @@ fn first_configuration(dir: &Path, options: &DevOptions, library: &Path, conf: &
         environment: BTreeMap::from([("SOFTHSM2_CONF", conf.to_string_lossy().into_owned())]),
         pins: &[(USER_PIN, "hsm/user.pin"), (SO_PIN, "hsm/so.pin")],
         account: account(options),
+        access_key: (&access_key.id, &secret_file()),
         uid: Some(rustix::process::getuid().as_raw()),
     }
     .text()
 }
 
+/// Relative to the configuration.
+fn secret_file() -> String {
+    format!("aws/{SECRET_FILE}")
+}
+
 /// The same file with the addresses that were given, and with this folder's
-/// and this library's path should they have moved.
+/// and this library's path should they have moved; with an access key, should
+/// an older version have made it.
 fn update(
     mut file: DocumentMut,
     options: &DevOptions,
     library: &Path,
     conf: &Path,
+    access_key: &AccessKey,
 ) -> anyhow::Result<String> {
     let addresses = [("grpc", options.grpc), ("aws", options.aws), ("http", options.http)];
     for (section, address) in addresses {
@@ -328,6 +352,8 @@ fn update(
             set(&mut file, &[section, "address"], &address.to_string())?;
         }
     }
+    set_plaintext(&mut file);
+    add_access_key(&mut file, access_key);
     set(&mut file, &["modules", MODULE, "library"], &library.to_string_lossy())?;
     set(&mut file, &["modules", MODULE, "environment", "SOFTHSM2_CONF"], &conf.to_string_lossy())?;
     Ok(file.to_string())
@@ -346,6 +372,35 @@ fn set(file: &mut DocumentMut, path: &[&str], text: &str) -> anyhow::Result<()> 
         *item = toml_edit::value(text);
     }
     Ok(())
+}
+
+/// What stays on this host needs no TLS, and clients then no CA.
+fn set_plaintext(file: &mut DocumentMut) {
+    let Some(aws) = file.get_mut("aws").and_then(toml_edit::Item::as_table_like_mut) else { return };
+    let address = aws.get("address").and_then(toml_edit::Item::as_str);
+    let Some(Ok(address)) = address.map(str::parse::<SocketAddr>) else { return };
+    let loopback = address.ip().is_loopback();
+    if aws.get("plaintext").and_then(toml_edit::Item::as_bool).unwrap_or(false) != loopback {
+        aws.insert("plaintext", toml_edit::value(loopback));
+    }
+}
+
+fn add_access_key(file: &mut DocumentMut, access_key: &AccessKey) {
+    let principals = file
+        .get_mut("accounts")
+        .and_then(|accounts| accounts.get_mut(0))
+        .and_then(|a| a.get_mut("principals"));
+    let Some(principals) = principals.and_then(toml_edit::Item::as_array_of_tables_mut) else { return };
+    let administrator = |table: &&mut toml_edit::Table| {
+        table.get("name").and_then(toml_edit::Item::as_str) == Some(ADMINISTRATOR)
+    };
+    let Some(administrator) = principals.iter_mut().find(administrator) else { return };
+    if !administrator.contains_key("access_keys") {
+        let mut key = toml_edit::InlineTable::new();
+        key.insert("id", access_key.id.as_str().into());
+        key.insert("secret_file", secret_file().into());
+        administrator.insert("access_keys", toml_edit::value(toml_edit::Array::from_iter([key])));
+    }
 }
 
 /// An address that a client of this host can connect to.

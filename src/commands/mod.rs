@@ -1,5 +1,6 @@
 //! What the `strongroom` command does on a host besides serving and calling.
 
+pub mod access_key;
 pub mod backup;
 pub mod check_config;
 pub mod dev;

@@ -15,6 +15,8 @@ pub struct Template<'a> {
     pub data_dir: &'a Path,
     pub grpc: SocketAddr,
     pub aws: SocketAddr,
+    /// Whether the AWS port is without TLS.
+    pub aws_plaintext: bool,
     pub http: SocketAddr,
     pub unix_socket: Option<&'a Path>,
     pub module: &'a str,
@@ -23,6 +25,8 @@ pub struct Template<'a> {
     /// Names and files of PINs.
     pub pins: &'a [(&'a str, &'a str)],
     pub account: &'a str,
+    /// The administrator's access key: its id, and the file of its secret.
+    pub access_key: (&'a str, &'a str),
     /// Who is the administrator too, by Unix socket.
     pub uid: Option<u32>,
 }
@@ -50,8 +54,10 @@ impl Template<'_> {
         }
         text += &format!(
             "\n\
+             # AWS JSON, for the aws command and every SDK.\n\
              [aws]\n\
              address = {aws}\n\
+             {plaintext}\
              \n\
              # /livez, /readyz and /metrics.\n\
              [http]\n\
@@ -70,6 +76,7 @@ impl Template<'_> {
              [modules.{module}]\n\
              library = {library}\n",
             aws = quoted(&self.aws.to_string()),
+            plaintext = if self.aws_plaintext { "plaintext = true\n" } else { "" },
             http = quoted(&self.http.to_string()),
             module = self.module,
             library = quoted_path(self.library),
@@ -103,10 +110,14 @@ impl Template<'_> {
              {{ uri = {uri} }},\n\
              {uid}\
              ]\n\
+             # What it signs requests of the AWS protocol with; the secret is in a file of mode 0600.\n\
+             access_keys = [{{ id = {key}, secret_file = {secret_file} }}]\n\
              # A built-in policy's name, a JSON document or {{ file = \"PATH\" }}.\n\
              policies = [\"AdministratorAccess\"]\n",
             account = quoted(self.account),
             uri = quoted(&uri),
+            key = quoted(self.access_key.0),
+            secret_file = quoted(self.access_key.1),
         )
     }
 }

@@ -31,6 +31,11 @@ impl<'a> Report<'a> {
         });
     }
 
+    /// Notes a problem that was found elsewhere.
+    pub fn take(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
     pub fn finish(self) -> Result<(), ConfigError> {
         if self.problems.is_empty() { Ok(()) } else { Err(ConfigError { problems: self.problems }) }
     }
@@ -56,6 +61,11 @@ pub(super) fn settings(config: &Config, report: &mut Report<'_>) {
         );
     }
     socket(config, report);
+    if config.aws.plaintext && !config.aws.address.ip().is_loopback() {
+        let text = "would let everybody on the network read what is sent";
+        let remedy = "remove it, or let aws.address be a loopback address such as 127.0.0.1:8080";
+        report.add(&Key::of("aws.plaintext"), text, remedy);
+    }
     for (name, module) in &config.modules {
         if !module.library.is_file() {
             let key = Key::of("modules").field(name).field("library");

@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 
 use super::check::Report;
 use super::error::Key;
 use super::files::Reader;
-use super::settings::{Config, IdentitySettings, PolicySource, PrincipalSettings};
+use super::pins::Secret;
+use super::settings::{AccessKeySettings, Config, IdentitySettings, PolicySource, PrincipalSettings};
 use crate::caller::{Credential, Principal, PrincipalKind};
 use crate::policy::Policy;
 
@@ -25,12 +27,22 @@ pub struct Account {
     pub name: String,
 }
 
+/// An access key of the AWS protocol.
+#[derive(Debug, Clone)]
+pub struct AccessKey {
+    /// Whose it is.
+    pub principal: Arc<Principal>,
+    /// The secret access key.
+    pub secret: SecretString,
+}
+
 /// Accounts and principals.
 #[derive(Debug, Clone, Default)]
 pub struct Directory {
     accounts: BTreeMap<String, Account>,
     by_arn: BTreeMap<String, Arc<Principal>>,
     by_credential: HashMap<Credential, Arc<Principal>>,
+    access_keys: HashMap<String, AccessKey>,
 }
 
 impl Directory {
@@ -55,6 +67,11 @@ impl Directory {
             return None;
         }
         Some(first.clone())
+    }
+
+    /// Every access key with its id.
+    pub fn access_keys(&self) -> impl Iterator<Item = (&String, &AccessKey)> {
+        self.access_keys.iter()
     }
 
     /// The principal of an ARN.
@@ -148,6 +165,29 @@ impl Builder<'_, '_> {
         }
         for (index, identity) in settings.identities.iter().enumerate() {
             self.identity(&at.field("identities").index(index), identity, &principal);
+        }
+        for (index, key) in settings.access_keys.iter().enumerate() {
+            self.access_key(&at.field("access_keys").index(index), key, &principal);
+        }
+    }
+
+    fn access_key(&mut self, at: &Key, settings: &AccessKeySettings, principal: &Arc<Principal>) {
+        // IAM's rule, but for small letters and underscores, which it never makes.
+        let id = &settings.id;
+        let plain = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit();
+        if !(16..=128).contains(&id.len()) || !id.bytes().all(plain) {
+            let remedy = "write 16 to 128 capital letters and digits, such as AKIAIOSFODNN7EXAMPLE";
+            return self.report.add(&at.field("id"), "is not an access key's id", remedy);
+        }
+        let key = at.field("secret_file").to_string();
+        let secret = match (Secret { what: "secret access key", key }).file(&settings.secret_file) {
+            Ok(secret) => secret,
+            Err(problem) => return self.report.take(problem),
+        };
+        let key = AccessKey { principal: principal.clone(), secret };
+        if let Some(other) = self.directory.access_keys.insert(id.clone(), key) {
+            let text = format!("this access key is {}'s already", other.principal.arn);
+            self.report.add(&at.field("id"), text, "an access key belongs to one principal: make another");
         }
     }
 

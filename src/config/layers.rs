@@ -285,6 +285,8 @@ fn is_secret(key: &Key) -> bool {
             !["file", "credential", "prompt"].contains(&field.as_str())
         }
         [section, ..] if section == "pins" => true,
+        // Where an access key's secret is, not the secret.
+        [.., name] if name == "secret_file" => false,
         [.., name] => {
             let name = name.to_lowercase().replace('-', "_");
             let word = |word: &str| name.split('_').any(|part| part == word);

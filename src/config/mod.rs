@@ -22,7 +22,7 @@ mod values;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-pub use directory::{ADMINISTRATOR_ACCESS, Account, Directory};
+pub use directory::{ADMINISTRATOR_ACCESS, AccessKey, Account, Directory};
 pub use error::{ConfigError, Problem};
 pub use files::{ClientCaFiles, TlsFiles};
 pub use layers::Flags;
@@ -45,7 +45,7 @@ pub struct Loaded {
     /// The certificates of `[tls]` as they were read.
     pub tls: TlsFiles,
     /// SHA-256 in hex over the effective configuration and the contents of
-    /// the files that it names; not of PINs and private keys.
+    /// the files that it names; not of PINs, private and access keys.
     pub sha256: String,
 }
 
@@ -92,13 +92,13 @@ impl Config {
             PinSource::File(path) => Some(path),
             PinSource::Credential(_) | PinSource::Prompt => None,
         }));
-        let principals = self.accounts.iter_mut().flat_map(|account| &mut account.principals);
-        paths.extend(principals.flat_map(|principal| &mut principal.policies).filter_map(
-            |policy| match policy {
+        for principal in self.accounts.iter_mut().flat_map(|account| &mut account.principals) {
+            paths.extend(principal.access_keys.iter_mut().map(|key| &mut key.secret_file));
+            paths.extend(principal.policies.iter_mut().filter_map(|policy| match policy {
                 PolicySource::File { file } => Some(file),
                 PolicySource::Text(_) => None,
-            },
-        ));
+            }));
+        }
         paths
     }
 
@@ -119,6 +119,7 @@ pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
         ("grpc.unix_socket", old.grpc.unix_socket != new.grpc.unix_socket),
         ("grpc.unix_socket_mode", old.grpc.unix_socket_mode != new.grpc.unix_socket_mode),
         ("aws.address", old.aws.address != new.aws.address),
+        ("aws.plaintext", old.aws.plaintext != new.aws.plaintext),
         ("http.address", old.http.address != new.http.address),
         ("store", old.store != new.store),
         ("hsm", old.hsm != new.hsm),

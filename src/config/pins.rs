@@ -1,5 +1,6 @@
 //! PINs: from a file, a systemd credential or a terminal; never from a flag,
-//! an environment variable or the configuration itself.
+//! an environment variable or the configuration itself. Other secrets: from
+//! files of the same kind.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -13,8 +14,79 @@ use zeroize::Zeroizing;
 use super::error::Problem;
 use super::settings::{Config, PinSource};
 
-/// Longer PINs are refused: PKCS#11 tokens take at most 255 bytes or less.
-const PIN_BYTES_MAX: usize = 255;
+/// Longer secrets are refused: PKCS#11 tokens take PINs of 255 bytes at most.
+const SECRET_BYTES_MAX: usize = 255;
+
+/// What a secret is called, and the key that says where it is.
+pub(super) struct Secret<'a> {
+    /// `PIN`, `secret access key`.
+    pub what: &'a str,
+    /// `pins.user.file`.
+    pub key: String,
+}
+
+impl Secret<'_> {
+    fn pin(name: &str, field: &str) -> Self {
+        Secret { what: "PIN", key: format!("pins.{name}{field}") }
+    }
+
+    /// The secret in a file that its owner alone can read.
+    pub fn file(&self, path: &Path) -> Result<SecretString, Problem> {
+        self.read(path, self.open_private(path)?)
+    }
+
+    /// Opens a file that its owner alone can read; what a symbolic link leads
+    /// to is what counts.
+    fn open_private(&self, path: &Path) -> Result<File, Problem> {
+        let problem = |text: String| self.problem(path, &text);
+        let file = File::open(path).map_err(|error| {
+            problem(format!(
+                "cannot be read ({error}); write the {} into it, readable by the daemon's user alone",
+                self.what
+            ))
+        })?;
+        let metadata =
+            file.metadata().map_err(|error| problem(format!("cannot be read ({error}); check the disk")))?;
+        let mode = metadata.permissions().mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            let path = path.display();
+            return Err(problem(format!(
+                "others than its owner may use it (mode {mode:04o}); run chmod 600 {path}"
+            )));
+        }
+        Ok(file)
+    }
+
+    fn read(&self, path: &Path, file: File) -> Result<SecretString, Problem> {
+        let what = self.what;
+        let problem = |text: &str| self.problem(path, text);
+        // Two more than a secret's longest for its newline, one more to notice;
+        // with all of it reserved, no copy is left behind by growing.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(2 * SECRET_BYTES_MAX));
+        file.take(SECRET_BYTES_MAX as u64 + 3)
+            .read_to_end(&mut bytes)
+            .map_err(|error| problem(&format!("cannot be read ({error}); check the file")))?;
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|_| problem(&format!("is not UTF-8; write the {what} as text")))?;
+        let text = text.strip_suffix('\n').map_or(text, |text| text.strip_suffix('\r').unwrap_or(text));
+        self.check(text).map_err(|text| problem(&text))
+    }
+
+    fn check(&self, secret: &str) -> Result<SecretString, String> {
+        let what = self.what;
+        match secret.len() {
+            0 => Err(format!("has no {what} in it; write the {what} into it")),
+            length if length > SECRET_BYTES_MAX => {
+                Err(format!("has more than {SECRET_BYTES_MAX} bytes; write the {what} alone into it"))
+            }
+            _ => Ok(SecretString::from(secret)),
+        }
+    }
+
+    fn problem(&self, path: &Path, text: &str) -> Problem {
+        Problem::new(path.display().to_string(), self.key.clone(), text)
+    }
+}
 
 impl Config {
     /// The PIN of `[pins.NAME]`. A prompt blocks until the terminal answers.
@@ -27,7 +99,7 @@ impl Config {
             )
         })?;
         match source {
-            PinSource::File(path) => file(name, path),
+            PinSource::File(path) => Secret::pin(name, ".file").file(path),
             PinSource::Credential(id) => credential(name, id, std::env::var_os("CREDENTIALS_DIRECTORY")),
             PinSource::Prompt => prompt(name, std::io::stdin().is_terminal()),
         }
@@ -39,33 +111,8 @@ impl Config {
             PinSource::File(path) => Some((name, path)),
             PinSource::Credential(_) | PinSource::Prompt => None,
         });
-        files.filter_map(|(name, path)| open_private(name, path).err()).collect()
+        files.filter_map(|(name, path)| Secret::pin(name, ".file").open_private(path).err()).collect()
     }
-}
-
-fn file(name: &str, path: &Path) -> Result<SecretString, Problem> {
-    read(name, path, open_private(name, path)?)
-}
-
-/// Opens a file that its owner alone can read; what a symbolic link leads to
-/// is what counts.
-fn open_private(name: &str, path: &Path) -> Result<File, Problem> {
-    let problem = |text: String| Problem::new(path.display().to_string(), format!("pins.{name}.file"), &text);
-    let file = File::open(path).map_err(|error| {
-        problem(format!(
-            "cannot be read ({error}); write the PIN into it, readable by the daemon's user alone"
-        ))
-    })?;
-    let metadata =
-        file.metadata().map_err(|error| problem(format!("cannot be read ({error}); check the disk")))?;
-    let mode = metadata.permissions().mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        let path = path.display();
-        return Err(problem(format!(
-            "others than its owner may use it (mode {mode:04o}); run chmod 600 {path}"
-        )));
-    }
-    Ok(file)
 }
 
 /// systemd itself lets only the service see the folder, so modes don't count.
@@ -83,7 +130,7 @@ fn credential(name: &str, id: &str, folder: Option<OsString>) -> Result<SecretSt
     let file = File::open(&path).map_err(|error| {
         problem(path.display().to_string(), format!("cannot be read ({error}); {remedy}"))
     })?;
-    read(name, &path, file)
+    Secret::pin(name, ".credential").read(&path, file)
 }
 
 fn prompt(name: &str, terminal: bool) -> Result<SecretString, Problem> {
@@ -95,30 +142,7 @@ fn prompt(name: &str, terminal: bool) -> Result<SecretString, Problem> {
     let pin = rpassword::prompt_password(format!("PIN {name}: "))
         .map(Zeroizing::new)
         .map_err(|error| problem(&format!("the PIN could not be read ({error}); {remedy}")))?;
-    check(&pin).map_err(|text| problem(&text))
-}
-
-fn read(name: &str, path: &Path, file: File) -> Result<SecretString, Problem> {
-    let problem = |text: &str| Problem::new(path.display().to_string(), format!("pins.{name}"), text);
-    // Two more than a PIN's longest for its newline, one more to notice; with
-    // all of it reserved, no copy is left behind by growing.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(2 * PIN_BYTES_MAX));
-    file.take(PIN_BYTES_MAX as u64 + 3)
-        .read_to_end(&mut bytes)
-        .map_err(|error| problem(&format!("cannot be read ({error}); check the file")))?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| problem("is not UTF-8; write the PIN as text"))?;
-    let text = text.strip_suffix('\n').map_or(text, |text| text.strip_suffix('\r').unwrap_or(text));
-    check(text).map_err(|text| problem(&text))
-}
-
-fn check(pin: &str) -> Result<SecretString, String> {
-    match pin.len() {
-        0 => Err("has no PIN in it; write the PIN into it".into()),
-        length if length > PIN_BYTES_MAX => {
-            Err(format!("has more than {PIN_BYTES_MAX} bytes; write the PIN alone into it"))
-        }
-        _ => Ok(SecretString::from(pin)),
-    }
+    Secret::pin(name, ".prompt").check(&pin).map_err(|text| problem(&text))
 }
 
 #[cfg(test)]

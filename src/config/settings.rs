@@ -82,18 +82,21 @@ impl Default for GrpcSettings {
     }
 }
 
-/// `[aws]`: accepted, its port not opened before the AWS JSON protocol is there.
+/// `[aws]`: AWS JSON, signed with access keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AwsSettings {
-    /// TCP address. Default `127.0.0.1:8080`.
+    /// TCP address, TLS with the daemon's certificate. Default
+    /// `127.0.0.1:8080`; port 0 takes a free one.
     #[serde(deserialize_with = "values::address")]
     pub address: SocketAddr,
+    /// HTTP without TLS, on a loopback address only. Default `false`.
+    pub plaintext: bool,
 }
 
 impl Default for AwsSettings {
     fn default() -> Self {
-        AwsSettings { address: loopback(8080) }
+        AwsSettings { address: loopback(8080), plaintext: false }
     }
 }
 
@@ -364,12 +367,26 @@ pub struct PrincipalSettings {
     /// How it is known.
     #[serde(default)]
     pub identities: Vec<IdentitySettings>,
+    /// What it signs requests of the AWS protocol with.
+    #[serde(default)]
+    pub access_keys: Vec<AccessKeySettings>,
     /// Its identity policies.
     #[serde(default)]
     pub policies: Vec<PolicySource>,
     /// Its tags, which conditions ask for as `aws:PrincipalTag/…`.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
+}
+
+/// `{ id = "AKIA…", secret_file = "PATH" }`: an access key of the AWS protocol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessKeySettings {
+    /// 16 to 128 capital letters and digits, `AKIA…` usually. Required.
+    pub id: String,
+    /// Where the secret access key is: a file that only its owner can read.
+    /// Required.
+    pub secret_file: PathBuf,
 }
 
 /// One way in which a principal is known.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 use strongroom::caller::{Credential, PrincipalKind};
+use strongroom::commands::access_key::AccessKey;
 use strongroom::commands::check_config::{self, CheckConfigArgs};
 use strongroom::commands::dev_setup::{self, AwsEndpoint, DevOptions, SoftHsm};
 use strongroom::commands::init::{self, InitArgs};
@@ -718,7 +719,10 @@ fn devs_env_is_what_a_shell_reads() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("it's $HOME");
     fs::create_dir(&dir).unwrap();
-    let path = dev_setup::write_env(&dir, "us-east-1", "0.0.0.0:50051".parse().unwrap(), None).unwrap();
+    let access_key = AccessKey { id: "AKIA".into(), secret: SecretString::from("s'ecret") };
+    let aws =
+        AwsEndpoint { address: "0.0.0.0:1".parse().unwrap(), plaintext: false, access_key: &access_key };
+    let path = dev_setup::write_env(&dir, "us-east-1", "0.0.0.0:50051".parse().unwrap(), &aws).unwrap();
     let read = |name: &str| {
         let script = format!(". \"$0\"; env | sed -n 's/^{name}=//p'");
         let shell =
@@ -732,17 +736,15 @@ fn devs_env_is_what_a_shell_reads() {
         fs::canonicalize(&dir).unwrap().join("pki/administrator.key")
     );
     assert_eq!(read("AWS_DEFAULT_REGION"), "us-east-1");
-    assert_eq!(read("AWS_ENDPOINT_URL"), "", "there is no AWS port");
+    assert_eq!(read("AWS_ENDPOINT_URL"), "https://127.0.0.1:1");
+    assert_eq!(Path::new(&read("AWS_CA_BUNDLE")), fs::canonicalize(&dir).unwrap().join("pki/ca.pem"));
 
-    let aws = AwsEndpoint {
-        address: "[::]:8080".parse().unwrap(),
-        access_key_id: "AKIA".into(),
-        secret_access_key: SecretString::from("s'ecret"),
-    };
-    dev_setup::write_env(&dir, "us-east-1", "[::1]:5".parse().unwrap(), Some(&aws)).unwrap();
+    let aws = AwsEndpoint { address: "[::]:8080".parse().unwrap(), plaintext: true, access_key: &access_key };
+    dev_setup::write_env(&dir, "us-east-1", "[::1]:5".parse().unwrap(), &aws).unwrap();
     assert_eq!(read("STRONGROOM_ENDPOINT"), "https://[::1]:5");
     assert_eq!(read("AWS_ENDPOINT_URL"), "http://[::1]:8080");
-    assert_eq!(read("AWS_SECRET_ACCESS_KEY"), "s'ecret");
+    assert_eq!(read("AWS_CA_BUNDLE"), "", "there is no TLS");
+    assert_eq!((read("AWS_ACCESS_KEY_ID"), read("AWS_SECRET_ACCESS_KEY")), ("AKIA".into(), "s'ecret".into()));
     assert!(!format!("{aws:?}").contains("ecret\""));
 }
 

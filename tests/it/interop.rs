@@ -78,7 +78,7 @@ impl Daemon {
             command.env_remove(name);
         }
         let mut child = command
-            .args(["dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--dir"])
+            .args(["dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--aws", "127.0.0.1:0", "--dir"])
             .arg(folder.join("dev"))
             .stdout(Stdio::piped())
             .stderr(File::create(&log).unwrap())

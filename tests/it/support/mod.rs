@@ -126,7 +126,14 @@ impl Instance {
         let output = |name: &str| self.beside(&format!("{name}.{number}"));
         let (stdout, stderr) = (output("stdout"), output("stderr"));
         let mut command = self.command(&["dev", "--dir"]);
-        command.arg(&self.dir).args(["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        command.arg(&self.dir).args([
+            "--grpc",
+            "127.0.0.1:0",
+            "--http",
+            "127.0.0.1:0",
+            "--aws",
+            "127.0.0.1:0",
+        ]);
         command.stdout(File::create(&stdout).unwrap()).stderr(File::create(&stderr).unwrap());
         let child = command.spawn().unwrap();
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -23,7 +23,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use strongroom::api::identity::Authenticator;
 use strongroom::api::limits::{Gate, TransportLimits};
-use strongroom::api::listener::{Bind, Listener, Serving};
+use strongroom::api::listener::{Bind, Listener, Protocol, Serving};
 use strongroom::api::tls::{ClientCaSettings, TlsError, TlsSettings, TlsState};
 use strongroom::caller::{Caller, Credential, Origin, Principal, PrincipalKind};
 use tempfile::TempDir;
@@ -256,6 +256,7 @@ impl Server {
             tower::service_fn(move |request| serve(request, shared.clone()))
         };
         let serving = Serving {
+            protocol: Protocol::Grpc,
             authenticator: shared.authenticator.clone(),
             gate: gate.clone(),
             shutdown: shutdown.clone(),
@@ -465,7 +466,12 @@ fn described(caller: &Caller, path: &str) -> String {
         ("/session", Some(tls), _) => {
             let host = tls.host.clone().unwrap_or_default();
             let agent = caller.user_agent.clone().unwrap_or_default();
-            format!("{}|{}|{host}|{}|{agent}", tls.version, tls.cipher_suite, tls.certificate_sha256)
+            format!(
+                "{}|{}|{host}|{}|{agent}",
+                tls.version,
+                tls.cipher_suite,
+                tls.certificate_sha256.as_deref().unwrap_or_default()
+            )
         }
         ("/peer", None, Origin::Unix { uid, pid }) => format!("{uid}|{}", pid.unwrap_or(0)),
         _ => caller.principal.name.clone(),

@@ -1,0 +1,151 @@
+//! AWS JSON 1.1, made from the list of operations: X-Amz-Target names one, SigV4
+//! says who asks.
+//!
+//! ```text
+//! POST / → target → body → signature → Caller → the operation → JSON, x-amzn-RequestId
+//!           404      413     400: counted and logged; from here on: an event
+//! ```
+//! A Region's daemon is picked by the scope of the signature.
+
+mod keys;
+mod refused;
+mod routes;
+mod sigv4;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::request::Parts;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+
+pub use keys::AccessKeys;
+
+use self::refused::Refused;
+use self::routes::{Route, Routes};
+use super::grpc::CallLimits;
+use super::identity::{Peer, Refusals, user_agent};
+use crate::app::App;
+use crate::caller::Caller;
+
+/// The header that names an operation.
+const TARGET: &str = "x-amz-target";
+
+/// What the AWS listener serves.
+#[derive(Clone)]
+pub struct Front(Arc<Shared>);
+
+struct Shared {
+    regions: HashMap<String, Arc<App>>,
+    routes: Routes,
+    keys: ArcSwap<AccessKeys>,
+    limits: Arc<ArcSwap<CallLimits>>,
+    refusals: Refusals,
+}
+
+impl Front {
+    /// A front for these Regions.
+    pub fn new(
+        apps: impl IntoIterator<Item = Arc<App>>,
+        keys: AccessKeys,
+        limits: Arc<ArcSwap<CallLimits>>,
+    ) -> Self {
+        Front(Arc::new(Shared {
+            regions: apps.into_iter().map(|app| (app.region.clone(), app)).collect(),
+            routes: Routes::new(),
+            keys: ArcSwap::from_pointee(keys),
+            limits,
+            refusals: Refusals::default(),
+        }))
+    }
+
+    /// Puts other access keys in force, from the next request on.
+    pub fn set_keys(&self, keys: AccessKeys) {
+        self.0.keys.store(Arc::new(keys));
+    }
+}
+
+impl tower::Service<Request<Incoming>> for Front {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let parts = self.0.clone();
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            Ok(parts.serve(&head, body).await.unwrap_or_else(|refused| {
+                parts.refusals.note(refused.reason, &refused.message, peer(&head).map(|peer| &**peer));
+                refused.answer()
+            }))
+        })
+    }
+}
+
+impl Shared {
+    async fn serve(&self, head: &Parts, body: Incoming) -> Result<Response<Full<Bytes>>, Refused> {
+        let limits = **self.limits.load();
+        let arrived = Instant::now();
+        let route = self.route(head)?;
+        let body = read(body, limits, arrived).await?;
+        let verified = {
+            let keys = self.keys.load();
+            let regions = |region: &str| self.regions.contains_key(region);
+            let scope = sigv4::Scope { service: route.service.signing_name, regions: &regions };
+            sigv4::verify(head, &body, &keys, &scope, now_s())?
+        };
+        let peer = peer(head).ok_or_else(Refused::no_peer)?;
+        let app = self.regions.get(&verified.region).ok_or_else(|| Refused::region(&verified.region))?;
+        let caller = Caller {
+            principal: verified.principal,
+            access_key_id: Some(verified.access_key_id),
+            origin: peer.origin().clone(),
+            tls: peer.tls_details().cloned(),
+            user_agent: user_agent(&head.headers),
+        };
+        let deadline = arrived + route.timeout.unwrap_or(limits.request_timeout);
+        Ok((route.serve)(app.clone(), caller, body, deadline).await)
+    }
+
+    fn route(&self, head: &Parts) -> Result<&Route, Refused> {
+        if head.method != http::Method::POST || head.uri.path() != "/" {
+            return Err(Refused::not_found());
+        }
+        let mut targets = head.headers.get_all(TARGET).iter();
+        let target = match (targets.next(), targets.next()) {
+            (Some(target), None) => target.to_str().unwrap_or_default(),
+            _ => "",
+        };
+        self.routes.get(target).ok_or_else(|| Refused::unknown_operation(target))
+    }
+}
+
+fn peer(head: &Parts) -> Option<&Arc<Peer>> {
+    head.extensions.get()
+}
+
+fn now_s() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+/// The body, within the limits of its length and its time.
+async fn read(body: Incoming, limits: CallLimits, arrived: Instant) -> Result<Bytes, Refused> {
+    let read = Limited::new(body, limits.message_bytes_max).collect();
+    match timeout_at(arrived + limits.request_timeout, read).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refused::too_large(limits.message_bytes_max)),
+        Ok(Err(_)) => Err(Refused::cut_off()),
+        Err(_) => Err(Refused::too_slow()),
+    }
+}
