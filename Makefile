@@ -1,10 +1,11 @@
 # The two commands that do everything: `make demo` and `make test`.
 
 VENV := target/venv
+NODE := target/node
 PACKAGES := softhsm2 opensc openssl python3-venv faketime sqlite3 curl
 CARGO ?= cargo
 
-.PHONY: build demo test lint deny soak packages venv clean
+.PHONY: build demo test lint deny soak packages venv node clean
 
 build: packages
 	$(CARGO) build
@@ -13,7 +14,7 @@ build: packages
 demo: build
 	deploy/demo.sh
 
-test: packages venv
+test: packages venv node
 	$(CARGO) test
 
 # The crash tests, many more rounds.
@@ -33,6 +34,7 @@ deny:
 packages:
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  missing=$$(for package in $(PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || echo $$package; done); \
+	  command -v npm >/dev/null || missing="$$missing nodejs npm"; \
 	  [ -z "$$missing" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing; }; \
 	fi
 
@@ -43,6 +45,15 @@ $(VENV)/.requirements: tests/python/requirements.txt
 	python3 -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt
 	cp tests/python/requirements.txt $@
+
+# npm's package for the tests' client in JavaScript.
+node: $(NODE)/.package
+
+$(NODE)/.package: tests/node/package.json
+	mkdir -p $(NODE)
+	cp tests/node/package.json $(NODE)/
+	cd $(NODE) && npm install --silent --no-audit --no-fund --no-package-lock
+	touch $@
 
 clean:
 	$(CARGO) clean

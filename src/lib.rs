@@ -16,8 +16,8 @@
 //! Three sentences:
 //!
 //! * An operation is one `impl` of [`operation::Operation`]; the one list of
-//!   operations in [`ops`] is the API, and gRPC, authorisation, audit and the
-//!   tests that walk the API are made from it.
+//!   operations in [`ops`] is the API, and gRPC, AWS JSON, authorisation, audit
+//!   and the tests that walk the API are made from it.
 //! * A key reaches the HSM only as [`operation::Allowed`], and only the
 //!   authorising step makes one.
 //! * [`store::Store::commit`] is the only write: the changes and the event that

@@ -179,8 +179,8 @@ impl Builder<'_, '_> {
             let remedy = "write 16 to 128 capital letters and digits, such as AKIAIOSFODNN7EXAMPLE";
             return self.report.add(&at.field("id"), "is not an access key's id", remedy);
         }
-        let key = at.field("secret_file").to_string();
-        let secret = match (Secret { what: "secret access key", key }).file(&settings.secret_file) {
+        let secret = Secret { what: "secret access key", key: at.to_string(), file_field: "secret_file" };
+        let secret = match secret.file(&settings.secret_file) {
             Ok(secret) => secret,
             Err(problem) => return self.report.take(problem),
         };

@@ -21,13 +21,15 @@ const SECRET_BYTES_MAX: usize = 255;
 pub(super) struct Secret<'a> {
     /// `PIN`, `secret access key`.
     pub what: &'a str,
-    /// `pins.user.file`.
+    /// `pins.user`.
     pub key: String,
+    /// The field of the file's path: `file`.
+    pub file_field: &'a str,
 }
 
 impl Secret<'_> {
-    fn pin(name: &str, field: &str) -> Self {
-        Secret { what: "PIN", key: format!("pins.{name}{field}") }
+    fn pin(name: &str) -> Self {
+        Secret { what: "PIN", key: format!("pins.{name}"), file_field: "file" }
     }
 
     /// The secret in a file that its owner alone can read.
@@ -38,7 +40,8 @@ impl Secret<'_> {
     /// Opens a file that its owner alone can read; what a symbolic link leads
     /// to is what counts.
     fn open_private(&self, path: &Path) -> Result<File, Problem> {
-        let problem = |text: String| self.problem(path, &text);
+        let key = || format!("{}.{}", self.key, self.file_field);
+        let problem = |text: String| Problem::new(path.display().to_string(), key(), &text);
         let file = File::open(path).map_err(|error| {
             problem(format!(
                 "cannot be read ({error}); write the {} into it, readable by the daemon's user alone",
@@ -59,7 +62,7 @@ impl Secret<'_> {
 
     fn read(&self, path: &Path, file: File) -> Result<SecretString, Problem> {
         let what = self.what;
-        let problem = |text: &str| self.problem(path, text);
+        let problem = |text: &str| Problem::new(path.display().to_string(), self.key.clone(), text);
         // Two more than a secret's longest for its newline, one more to notice;
         // with all of it reserved, no copy is left behind by growing.
         let mut bytes = Zeroizing::new(Vec::with_capacity(2 * SECRET_BYTES_MAX));
@@ -82,10 +85,6 @@ impl Secret<'_> {
             _ => Ok(SecretString::from(secret)),
         }
     }
-
-    fn problem(&self, path: &Path, text: &str) -> Problem {
-        Problem::new(path.display().to_string(), self.key.clone(), text)
-    }
 }
 
 impl Config {
@@ -99,7 +98,7 @@ impl Config {
             )
         })?;
         match source {
-            PinSource::File(path) => Secret::pin(name, ".file").file(path),
+            PinSource::File(path) => Secret::pin(name).file(path),
             PinSource::Credential(id) => credential(name, id, std::env::var_os("CREDENTIALS_DIRECTORY")),
             PinSource::Prompt => prompt(name, std::io::stdin().is_terminal()),
         }
@@ -111,7 +110,7 @@ impl Config {
             PinSource::File(path) => Some((name, path)),
             PinSource::Credential(_) | PinSource::Prompt => None,
         });
-        files.filter_map(|(name, path)| Secret::pin(name, ".file").open_private(path).err()).collect()
+        files.filter_map(|(name, path)| Secret::pin(name).open_private(path).err()).collect()
     }
 }
 
@@ -130,7 +129,7 @@ fn credential(name: &str, id: &str, folder: Option<OsString>) -> Result<SecretSt
     let file = File::open(&path).map_err(|error| {
         problem(path.display().to_string(), format!("cannot be read ({error}); {remedy}"))
     })?;
-    Secret::pin(name, ".credential").read(&path, file)
+    Secret::pin(name).read(&path, file)
 }
 
 fn prompt(name: &str, terminal: bool) -> Result<SecretString, Problem> {
@@ -142,7 +141,7 @@ fn prompt(name: &str, terminal: bool) -> Result<SecretString, Problem> {
     let pin = rpassword::prompt_password(format!("PIN {name}: "))
         .map(Zeroizing::new)
         .map_err(|error| problem(&format!("the PIN could not be read ({error}); {remedy}")))?;
-    Secret::pin(name, ".prompt").check(&pin).map_err(|text| problem(&text))
+    Secret::pin(name).check(&pin).map_err(|text| problem(&text))
 }
 
 #[cfg(test)]

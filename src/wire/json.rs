@@ -315,6 +315,6 @@ mod tests {
         let blob = kms::SignResponse { signature: Some(vec![1, 2, 3, 4]), ..Default::default() };
         assert_eq!(blob.write().unwrap(), br#"{"Signature":"AQIDBA=="}"#);
         assert_eq!(kms::ListKeysResponse::default().write().unwrap(), br#"{"Keys":[]}"#);
-        assert!(kms::EnableKeyResponse::EMPTY);
+        const { assert!(kms::EnableKeyResponse::EMPTY) };
     }
 }

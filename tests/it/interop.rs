@@ -2,6 +2,7 @@
 //! `tests/python`, which also checks the cryptography with an independent
 //! library and the event log with what it did.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -17,12 +18,24 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_client_in_another_language_finds_kms() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut daemon = Daemon::start(folder.path());
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python");
+    let others = tests.join("aws");
+    pytest(&[tests.as_os_str(), "--ignore".as_ref(), others.as_os_str()], &[]);
+}
+
+#[test]
+fn clients_that_were_written_for_aws_find_kms() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/aws");
+    pytest(&[tests.as_os_str()], &["--emulator-credentials"]);
+}
+
+/// Runs tests in Python against a daemon of their own.
+fn pytest(arguments: &[&OsStr], daemon: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(folder.path(), daemon);
     let output = Command::new(python())
         .args(["-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"])
-        .arg(tests)
+        .args(arguments)
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .envs(environment(&folder.path().join("dev/env")))
         .output()
@@ -68,7 +81,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(folder: &Path) -> Daemon {
+    fn start(folder: &Path, arguments: &[&str]) -> Daemon {
         let log = folder.join("log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_strongroom"));
         // The tests' own variables are no configuration of a daemon's.
@@ -80,6 +93,7 @@ impl Daemon {
         let mut child = command
             .args(["dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--aws", "127.0.0.1:0", "--dir"])
             .arg(folder.join("dev"))
+            .args(arguments)
             .stdout(Stdio::piped())
             .stderr(File::create(&log).unwrap())
             .spawn()

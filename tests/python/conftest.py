@@ -47,6 +47,12 @@ def samples(kms, keys):
 
 
 @pytest.fixture
+def fresh_samples(kms):
+    """The same with keys of their own, for a test that really changes them."""
+    return Samples(kms, functools.cache(lambda spec, usage="ENCRYPT_DECRYPT": Key(kms, spec, usage)))
+
+
+@pytest.fixture
 def new_key(kms):
     """Makes keys that a test may change; they are scheduled for deletion after it."""
     made = []
