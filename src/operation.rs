@@ -417,8 +417,7 @@ impl Call {
     /// the other accounts whose keys were used.
     fn succeeded<O: Operation>(&mut self, response: &O::Response) -> Result<()> {
         if !O::READ_ONLY {
-            self.record.response_elements =
-                response.event(&NOTHING).or_else(|| key_id(&self.record));
+            self.record.response_elements = response.event(&NOTHING).or_else(|| key_id(&self.record));
         }
         for copy in self.record.shared() {
             self.events.push(copy.event().map_err(|error| Error::internal(error.to_string()))?);
