@@ -122,6 +122,7 @@ impl Principal {
             arn: format!("arn:aws:iam::{account}:root"),
             principal_id: account.to_owned(),
             policies: Vec::new(),
+            tags: BTreeMap::new(),
         }
     }
 
