@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::history::History;
 use crate::brakes::Brakes;
+use crate::config::Directory;
 use crate::hsm::ClusterIdentity;
 use crate::jobs::ClockGate;
 use crate::key_stores::KeyStores;
@@ -39,6 +41,8 @@ pub struct App {
     pub clock: Clock,
     /// Calls that run.
     pub tasks: TaskTracker,
+    /// Who there is; a reload replaces it.
+    pub directory: ArcSwap<Directory>,
     /// What one principal may take.
     pub brakes: Brakes,
     /// Calls that could not be recorded.

@@ -218,6 +218,7 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
         history,
         clock: Clock,
         tasks: TaskTracker::new(),
+        directory: ArcSwap::from_pointee(loaded.directory.clone()),
         brakes: Brakes::new(brake_limits(config)),
         unrecorded: Unrecorded::default(),
         stopping: CancellationToken::new(),
@@ -419,6 +420,7 @@ impl Reload {
     fn apply(&self, loaded: Loaded, tls: TlsState) {
         self.gate.set_limits(transport_limits(&loaded.config));
         self.app.brakes.set(brake_limits(&loaded.config));
+        self.app.directory.store(Arc::new(loaded.directory.clone()));
         self.front.limits.store(Arc::new(call_limits(&loaded.config)));
         self.authenticator.swap(Some(Arc::new(tls)), resolver(&loaded));
         let emulator = self.options.development.is_some_and(|development| development.emulator_credentials);

@@ -86,6 +86,7 @@ fn command() -> Command {
         .subcommand(cli::kms_command())
         .subcommand(cli::events_command())
         .subcommand(hsm)
+        .subcommand(cli::policy_command())
         .subcommand(cli::admin_command())
 }
 
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
     let outcome = match matches.subcommand() {
         Some(("kms", matches)) => client(cli::run_kms(matches)),
         Some(("events", matches)) => client(cli::run_events(matches)),
+        Some(("policy", matches)) => client(cli::run_policy(matches)),
         Some(("admin", matches)) => client(cli::run_admin(matches)),
         Some(("hsm", hsm)) => match hsm.subcommand() {
             Some(("list", matches)) => client(cli::run_hsm_list(matches)),

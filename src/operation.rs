@@ -417,7 +417,7 @@ impl Call {
     /// the other accounts whose keys were used.
     fn succeeded<O: Operation>(&mut self, response: &O::Response) -> Result<()> {
         if !O::READ_ONLY {
-            self.record.response_elements = response.event(&NOTHING).or_else(|| key_id(&self.record));
+            self.record.response_elements = named(response.event(&NOTHING), &self.record);
         }
         for copy in self.record.shared() {
             self.events.push(copy.event().map_err(|error| Error::internal(error.to_string()))?);
@@ -614,10 +614,17 @@ fn internal(error: Error) -> Error {
     Error::internal(format!("the event could not be recorded: {detail}"))
 }
 
-/// The responseElements of a change whose answer is empty: the key's ARN.
-fn key_id(record: &Record) -> Option<Box<RawValue>> {
-    let key = record.resources.first()?;
-    serde_json::value::to_raw_value(&json!({ "keyId": key.arn() })).ok()
+/// The responseElements of a change: the answer, with the key's ARN where it does
+/// not name the key.
+fn named(answer: Option<Box<RawValue>>, record: &Record) -> Option<Box<RawValue>> {
+    let Some(key) = record.resources.first() else { return answer };
+    let mut members: serde_json::Map<String, Value> = match &answer {
+        Some(named) if named.get().contains("\"keyId\":") => return answer,
+        Some(answer) => serde_json::from_str(answer.get()).ok()?,
+        None => serde_json::Map::new(),
+    };
+    members.insert("keyId".to_owned(), key.arn().into());
+    serde_json::value::to_raw_value(&members).ok()
 }
 
 async fn within<T>(deadline: Instant, work: impl Future<Output = Result<T>>) -> Result<T> {

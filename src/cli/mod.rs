@@ -1,4 +1,4 @@
-//! The clients: `strongroom kms`, `events`, `hsm list` and `admin`, over gRPC.
+//! The clients: `strongroom kms`, `events`, `hsm list`, `policy` and `admin`, over gRPC.
 //!
 //! The commands are made at run time from the protobuf descriptors: an
 //! operation that is added to proto/ has its command, its flags, its help (the
@@ -15,7 +15,7 @@
 //! | Code | Meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | `events verify` has findings |
+//! | 1 | `events verify` has findings; `policy explain` tells that access is denied |
 //! | 2 | the command line or a value on it is wrong |
 //! | 130 | interrupted (`events tail`) |
 //! | 141 | standard output was closed |
@@ -37,6 +37,7 @@ mod hsm;
 mod json;
 mod operation;
 mod output;
+mod policy;
 mod schema;
 mod shorthand;
 #[cfg(test)]
@@ -65,6 +66,16 @@ pub fn admin_command() -> Command {
 /// Runs what [`admin_command`] matched; errors are printed to standard error.
 pub async fn run_admin(matches: &ArgMatches) -> ExitCode {
     exit_code(operation::run(Service::Admin, matches).await)
+}
+
+/// `strongroom policy`: explain.
+pub fn policy_command() -> Command {
+    policy::command()
+}
+
+/// Runs what [`policy_command`] matched; errors are printed to standard error.
+pub async fn run_policy(matches: &ArgMatches) -> ExitCode {
+    exit_code(policy::run(matches).await)
 }
 
 /// `strongroom events`: tail, lookup and verify.

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::error::{ConfigError, Key, Problem};
 use super::layers::Layers;
 use super::settings::Config;
+use crate::operation::Service;
 
 /// The problems found so far.
 pub(super) struct Report<'a> {
@@ -47,6 +48,10 @@ pub(super) fn settings(config: &Config, report: &mut Report<'_>) {
     numbers("limits", &config.limits, report);
     numbers("quotas", &config.quotas, report);
     numbers("quotas.operations", &config.quotas.operations, report);
+    for name in config.quotas.operations.keys().filter(|name| !is_operation(name)) {
+        let remedy = "write the name of a KMS operation, such as CreateKey";
+        report.add(&Key::of("quotas.operations").field(name), "is no operation", remedy);
+    }
     numbers("hsm", &config.hsm, report);
     if config.store.commit_timeout_ms == 0 || config.store.commit_timeout_ms > TIME_MS_MAX {
         let key = Key::of("store.commit_timeout_ms");
@@ -96,6 +101,12 @@ fn numbers(section: &str, settings: &impl Serialize, report: &mut Report<'_>) {
             report.add(&key, "is more than a year", format!("write a whole number from 1 to {most}"));
         }
     }
+}
+
+fn is_operation(name: &str) -> bool {
+    let pool = prost_reflect::DescriptorPool::decode(crate::proto::DESCRIPTORS).ok();
+    let service = pool.and_then(|pool| pool.get_service_by_name(Service::Kms.grpc()));
+    service.is_some_and(|service| service.methods().any(|method| method.name() == name))
 }
 
 /// Names of sections are used in the store's rows, metrics and logs.

@@ -22,17 +22,7 @@ impl Operation for RecoverKeyPolicy {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Host>) -> Result<Self::Response> {
-        let given = given(&request.key_id)?;
-        let found = match KeyName::parse(given, call.region())? {
-            KeyName::KeyId(id) => call.app.registry.find_key(call.region(), &id, call.deadline).await?,
-            KeyName::KeyArn { account, key_id: id } => {
-                let row = RowId { kind: Kind::Key, region: call.region().to_owned(), account, id };
-                call.app.registry.key(&row, call.deadline).await?
-            }
-            KeyName::AliasName(_) | KeyName::AliasArn { .. } => None,
-        };
-        let key =
-            found.ok_or_else(|| Error::new(Exception::NotFound, format!("Key '{given}' does not exist")))?;
+        let key = anywhere(call, given(&request.key_id)?).await?;
         let account = key.held.id.account.clone();
         let mut value = key.held.value.clone();
         value.policy = crate::policy::default_key_policy(&account);
@@ -74,4 +64,17 @@ impl Operation for ConfirmClock {
         call.afterwards(|app| app.clock_gate.confirm());
         Ok(admin::ConfirmClockResponse { waiting: i32::try_from(due.len()).ok() })
     }
+}
+
+/// The key of an id or ARN, whatever account it is in.
+pub(super) async fn anywhere(call: &Call, given: &str) -> Result<Key> {
+    let found = match KeyName::parse(given, call.region())? {
+        KeyName::KeyId(id) => call.app.registry.find_key(call.region(), &id, call.deadline).await?,
+        KeyName::KeyArn { account, key_id: id } => {
+            let row = RowId { kind: Kind::Key, region: call.region().to_owned(), account, id };
+            call.app.registry.key(&row, call.deadline).await?
+        }
+        KeyName::AliasName(_) | KeyName::AliasArn { .. } => None,
+    };
+    found.ok_or_else(|| Error::new(Exception::NotFound, format!("Key '{given}' does not exist")))
 }

@@ -9,6 +9,7 @@ mod cipher;
 mod data_key;
 mod deletion;
 pub mod events;
+mod explain;
 mod grant;
 mod hsm;
 mod key;
@@ -60,6 +61,7 @@ operations! {
     events: LookupEvents VerifyEvents,
     hsm: ListMembers,
     admin: RecoverKeyPolicy ConfirmClock,
+    explain: ExplainAccess,
 }
 
 /// What most operations need: the traits and types of the heart.

@@ -78,7 +78,8 @@ impl<'a> Context<'a> {
         self.entries.push((key.into(), value.into()));
     }
 
-    pub(super) fn values(&self, key: &str) -> impl Iterator<Item = &str> {
+    /// The values of a key; none where it is absent.
+    pub fn values(&self, key: &str) -> impl Iterator<Item = &str> {
         let same_key = move |name: &str| name.eq_ignore_ascii_case(key);
         self.entries.iter().filter(move |(name, _)| same_key(name)).map(|(_, value)| value.as_ref())
     }

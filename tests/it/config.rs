@@ -186,7 +186,7 @@ fn every_problem_of_form_is_named_at_once_with_file_key_and_remedy() {
             "DIR/strongroom.toml: data_dirr: unknown key; did you mean data_dir?",
             "DIR/strongroom.toml: grpc.address: is not an address; write IP:PORT, such as 127.0.0.1:50051",
             "DIR/strongroom.toml: grpc.unix_socket_mode: is not a file mode; write it in octal and in quotes, such as \"0660\"",
-            "DIR/strongroom.toml: limits.colour: unknown key; remove it, or write one of connections_max, connections_per_peer_max, handshake_timeout_ms, streams_per_connection_max, header_bytes_max, message_bytes_max, connection_age_ms, connection_idle_ms, request_timeout_ms, requests_per_principal_max, denials_per_second, denials_burst, drain_timeout_ms",
+            "DIR/strongroom.toml: limits.colour: unknown key; remove it, or write one of connections_max, connections_per_peer_max, handshake_timeout_ms, streams_per_connection_max, header_bytes_max, message_bytes_max, connection_age_ms, connection_idle_ms, request_timeout_ms, requests_per_principal_max, denials_per_second, denials_burst, drain_timeout_ms, keys_per_account_max, aliases_per_account_max, aliases_per_key_max, grants_per_key_max",
             "DIR/strongroom.toml: limits.connections_max: is out of range: signed int `-1`; write a whole number from 0 to 4294967295",
             "DIR/strongroom.toml: limits.handshake_timeout_ms: is a text; write a whole number",
             "DIR/strongroom.toml: log.format: is \"xml\"; write one of \"json\", \"text\"",
@@ -244,7 +244,7 @@ fn every_problem_of_meaning_is_named_at_once() {
     assert_eq!(
         lines,
         [
-            "DIR/strongroom.toml: nonsense: unknown key; remove it, or write one of region, data_dir, management_account, grpc, aws, http, tls, limits, store, hsm, modules, pins, log, accounts",
+            "DIR/strongroom.toml: nonsense: unknown key; remove it, or write one of region, data_dir, management_account, grpc, aws, http, tls, limits, quotas, store, hsm, modules, pins, log, accounts",
             "DIR/strongroom.toml: pins.a b: is not a name; write letters, digits, hyphens and underscores, at most 64",
             "DIR/strongroom.toml: limits.denials_burst: is 0, which is no limit; write a whole number of at least 1",
             "DIR/strongroom.toml: limits.drain_timeout_ms: is more than a year; write a whole number from 1 to 31536000000",

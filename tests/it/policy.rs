@@ -4,6 +4,7 @@
 //!   told. The key is KEY in account 111122223333.
 //! - `conditions.json`: whether an Allow, and whether a Deny, with this condition
 //!   applies to a request with this context.
+//! - `operations.txt`: every operation × who may, and by what.
 //! - `invalid.json`: documents that are no policies, and why.
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,10 +16,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use strongroom::error::Error;
+use strongroom::operation::{Operation, Service};
+use strongroom::ops::{self, Visitor};
 use strongroom::policy::{
-    CallerKind, Context, Decision, Grant, POLICY_LIMIT_BYTES, Policy, PrincipalRef, Request, Terms,
-    authorize, default_key_policy, would_lock_out,
+    CallerKind, Constraints, Context, Decision, Grant, POLICY_LIMIT_BYTES, Policy, PrincipalRef, Request,
+    Terms, authorize, default_key_policy, would_lock_out,
 };
+use strongroom::proto::kms;
+use strongroom::wire::Text;
 
 const ACCOUNT: &str = "111122223333";
 const OTHER: &str = "444455556666";
@@ -149,6 +154,93 @@ fn each_caller_is_told_what_the_files_say() {
     }
     assert!(seen > 0, "no case was found");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Who asks, in the columns of operations.txt.
+const COLUMNS: [&str; 8] =
+    ["root", "identity", "key-policy", "grant", "other-both", "other-key-policy", "service", "denied"];
+
+/// Every KMS operation's row of operations.txt.
+#[derive(Default)]
+struct Rows(Vec<String>);
+
+impl Visitor for Rows {
+    fn visit<O>(&mut self)
+    where
+        O: Operation,
+        O::Request: prost::Message,
+        O::Response: prost::Message + Default,
+    {
+        if O::SERVICE == Service::Kms {
+            let on = std::any::type_name::<O::On>();
+            let may = |who: &&str| if allowed(O::ACTION, on, who) { "yes" } else { "no" };
+            let cells: Vec<String> = COLUMNS.iter().map(|who| format!("{:17}", may(who))).collect();
+            self.0.push(format!("{:36}{}", O::NAME, cells.concat()).trim_end().to_owned());
+        }
+    }
+}
+
+/// Whether an action is allowed to the caller of a column: by what the column
+/// names, which allows everything, and by nothing else.
+fn allowed(action: &str, on: &str, who: &str) -> bool {
+    let everything = |principal: Value| json!({"Effect": "Allow", "Principal": principal, "Action": "kms:*", "Resource": "*"});
+    let (name, arn) = match who {
+        "root" => ("root", json!({"AWS": ACCOUNT})),
+        "other-both" | "other-key-policy" => {
+            ("other carol", json!({"AWS": "arn:aws:iam::444455556666:user/carol"}))
+        }
+        "service" => ("s3", json!({"Service": "s3.amazonaws.com"})),
+        _ => ("alice", json!({"AWS": "arn:aws:iam::111122223333:user/alice"})),
+    };
+    let deny = json!({"Effect": "Deny", "Principal": "*", "Action": action, "Resource": "*"});
+    let mine = everything(json!({"AWS": ACCOUNT}));
+    let statements = match who {
+        "identity" | "grant" | "root" => vec![mine],
+        "denied" => vec![everything(arn), deny.clone()],
+        _ => vec![everything(arn)],
+    };
+    let retires = on.contains("Retirable");
+    // Who may retire a grant, a key's policy does not say.
+    let key = if retires {
+        Policy::parse_key_policy(&default_key_policy(ACCOUNT)).unwrap()
+    } else {
+        key_policy(&statements)
+    };
+    let identity = match who {
+        "identity" | "other-both" => vec![identity_policy(&[everything(json!("*"))])],
+        "denied" => vec![identity_policy(&[everything(json!("*")), deny])],
+        _ => Vec::new(),
+    };
+    let terms = Terms {
+        grantee: caller("alice").arn.to_owned(),
+        operations: kms::GrantOperation::TEXTS.iter().map(|(text, _)| (*text).to_owned()).collect(),
+        constraints: Constraints::default(),
+    };
+    let grants: Vec<Grant> =
+        (who == "grant").then(|| Grant::new("g".into(), terms.clone()).unwrap()).into_iter().collect();
+    let context = Context::new();
+    let of_key = retires || on.contains("LoadedKey");
+    let request = Request {
+        principal: caller(name),
+        action,
+        resource: if of_key { KEY } else { "*" },
+        resource_account: if of_key || who != "other-both" { ACCOUNT } else { OTHER },
+        context: &context,
+        encryption_context: None,
+        granting: Some(&terms),
+    };
+    authorize(&request, of_key.then_some(&key), &grants, &identity).is_allowed()
+}
+
+#[test]
+fn each_operation_is_allowed_to_whom_the_file_says() {
+    let mut rows = Rows::default();
+    ops::each(&mut rows);
+    let header = format!("{:36}{}", "", COLUMNS.map(|who| format!("{who:17}")).concat());
+    let found = format!("{}\n{}\n", header.trim_end(), rows.0.join("\n"));
+    let text = std::fs::read_to_string(folder().join("operations.txt")).unwrap_or_default();
+    let written: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(written, found.lines().collect::<Vec<_>>(), "operations.txt should be:\n{found}");
 }
 
 #[derive(Deserialize)]

@@ -193,6 +193,11 @@ async fn a_grant_is_made_once_by_its_name_and_ends_for_whom_it_may() {
     let events = administrator.events().await;
     let text = serde_json::to_string(&events).unwrap();
     assert!(!text.contains(&token), "a grant token is in an event");
+    let created = events
+        .iter()
+        .find(|event| event["eventName"] == "CreateGrant" && event["errorCode"].is_null())
+        .unwrap();
+    assert_eq!(created["responseElements"], json!({ "grantId": id, "keyId": key }));
     let retired =
         events.iter().find(|event| event["eventName"] == "RetireGrant" && event["errorCode"].is_null());
     assert_eq!(retired.unwrap()["additionalEventData"]["grantId"], id.as_str());
@@ -404,4 +409,85 @@ async fn conditions_ask_for_the_request_the_key_and_the_principal() {
         |days| kms::ScheduleKeyDeletionRequest { key_id: key_id.clone(), pending_window_in_days: days };
     assert_eq!(exception(nobody.call(schedule(None)).await), DENIED);
     nobody.call(schedule(Some(7))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_host_is_told_what_decides() {
+    let house = House::open().await;
+    let administrator = house.administrator().await;
+    let key = shared_key(&administrator).await;
+    let made = administrator.call(grant(&key, &arn("nobody"), &[Op::Encrypt])).await.unwrap();
+    let alias =
+        kms::CreateAliasRequest { alias_name: Some("alias/it".into()), target_key_id: Some(key.clone()) };
+    administrator.call(alias).await.unwrap();
+    let socket = format!("unix:{}", house.instance.path("strongroom.sock").display());
+    let explain = |who: &str, action: &str, more: &[&str]| {
+        let mut command = house.instance.command(&["policy", "explain", "--endpoint", &socket]);
+        command.args(["--principal", who, "--action", action]).args(more);
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let role = format!("arn:aws:sts::{MAIN}:assumed-role/role/a-session");
+    let by_grant = format!("allowed by grant {}\n", made.grant_id.unwrap());
+    for (who, action, more, code, expected) in [
+        (
+            administrator_arn(),
+            "kms:Encrypt",
+            &["--key-id", &key][..],
+            0,
+            "allowed by statement 1 of the key policy and statement 1 of identity policy 1\n",
+        ),
+        (arn("nobody"), "kms:Encrypt", &["--key-id", &key], 0, by_grant.as_str()),
+        (
+            arn("nobody"),
+            "kms:Decrypt",
+            &["--key-id", "alias/it"],
+            1,
+            "denied as no identity policy allows it\nUser: ",
+        ),
+        (arn("banned"), "kms:Encrypt", &["--key-id", &key], 1, "denied by statement 4 of the key policy\n"),
+        (
+            arn("painter"),
+            "kms:Encrypt",
+            &["--key-id", &key, "--context", "kms:EncryptionContext:team=red"],
+            0,
+            "allowed by statement 1 of the key policy and statement 1 of identity policy 1\n  kms:EncryptionContext:team = red\n",
+        ),
+        (arn("painter"), "kms:Encrypt", &["--key-id", &key], 1, "denied as no identity policy allows it\n"),
+        (
+            role,
+            "kms:Decrypt",
+            &["--key-id", &key],
+            0,
+            "allowed by statement 1 of the key policy and statement 1 of identity policy 1\n",
+        ),
+        (administrator_arn(), "kms:CreateKey", &[], 0, "allowed by statement 1 of identity policy 1\n"),
+        (arn("named"), "kms:CreateKey", &[], 1, "denied as no identity policy allows it\n"),
+        (
+            arn("root"),
+            "kms:Encrypt",
+            &[
+                "--key-id",
+                &key,
+                "--policy",
+                r#"{"Statement":{"Effect":"Deny","Principal":"*","Action":"*","Resource":"*"}}"#,
+            ],
+            1,
+            "denied by statement 1 of the key policy\n",
+        ),
+    ] {
+        let found = explain(&who, action, more);
+        assert_eq!(found.0, Some(code), "{who} {action}: {found:?}");
+        assert!(found.1.starts_with(expected), "{who} {action}: {found:?}");
+    }
+    let unknown = explain("arn:aws:iam::111122223333:user/stranger", "kms:Encrypt", &[]);
+    assert_eq!(unknown.0, Some(254), "{unknown:?}");
+    let events = administrator.events().await;
+    let asked = events.iter().filter(|event| event["eventName"] == "ExplainAccess");
+    assert_eq!(asked.count(), 11, "each is on the record");
+}
+
+fn administrator_arn() -> String {
+    format!("arn:aws:iam::{MAIN}:user/administrator")
 }

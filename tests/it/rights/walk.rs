@@ -66,6 +66,10 @@ const REQUESTS: &[(&str, &str)] = &[
     ("StreamEvents", "{}"),
     ("ListMembers", "{}"),
     ("RecoverKeyPolicy", r#"{"keyId": "KEY"}"#),
+    (
+        "ExplainAccess",
+        r#"{"principal": "arn:aws:iam::111122223333:root", "action": "kms:Encrypt", "keyId": "KEY"}"#,
+    ),
     ("ConfirmClock", "{}"),
 ];
 

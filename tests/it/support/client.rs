@@ -85,6 +85,7 @@ rpcs! { hsm "hsm.v1.HsmService":
 }
 rpcs! { admin "admin.v1.AdminService":
     "RecoverKeyPolicy" RecoverKeyPolicyRequest RecoverKeyPolicyResponse,
+    "ExplainAccess" ExplainAccessRequest ExplainAccessResponse,
     "ConfirmClock" ConfirmClockRequest ConfirmClockResponse,
 }
 
