@@ -18,8 +18,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 

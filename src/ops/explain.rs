@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::admin::anywhere;
 use super::prelude::*;
 use crate::authority::Question;
-use crate::caller::{Caller, Origin, Principal, PrincipalKind, TlsDetails};
+use crate::caller::{Caller, Origin, Principal, TlsDetails};
 use crate::conditions::{Brings, Brought, Value};
 use crate::key::arn::{Arn, KeyName};
 use crate::policy::{self, Decision};
@@ -111,22 +111,22 @@ fn caller(call: &Call, arn: &str) -> Result<Caller> {
         cipher_suite: String::new(),
         host: None,
         // A session's name.
-        certificate_sha256: session,
+        certificate_sha256: Some(session),
     };
-    Ok(Caller { principal, origin: Origin::Unix { uid: 0, pid: None }, tls: Some(tls), user_agent: None })
+    Ok(Caller {
+        principal,
+        origin: Origin::Unix { uid: 0, pid: None },
+        tls: Some(tls),
+        user_agent: None,
+        access_key_id: None,
+    })
 }
 
 /// The root of an account, which need not be named.
 fn root(directory: &crate::config::Directory, arn: &str) -> Option<Arc<Principal>> {
     let parsed = Arn::parse(arn).filter(|arn| arn.service == "iam" && arn.resource == "root")?;
     directory.account(parsed.account)?;
-    Some(Arc::new(Principal {
-        kind: PrincipalKind::Root,
-        name: "root".to_owned(),
-        arn: arn.to_owned(),
-        principal_id: parsed.account.to_owned(),
-        ..Principal::host(parsed.account, 0)
-    }))
+    Some(Arc::new(Principal::root(parsed.account)))
 }
 
 /// The key, and the alias that names it: of the principal's account where no ARN
