@@ -6,12 +6,14 @@ mod admin;
 mod agreement;
 mod alias;
 mod cipher;
+mod cluster;
 mod data_key;
 mod deletion;
 pub mod events;
 mod grant;
 mod hsm;
 mod key;
+mod key_store;
 mod mac;
 mod material;
 mod policy;
@@ -58,7 +60,9 @@ operations! {
     policy: GetKeyPolicy PutKeyPolicy ListKeyPolicies,
     tag: TagResource UntagResource ListResourceTags,
     events: LookupEvents VerifyEvents,
+    key_store: CreateCustomKeyStore ConnectCustomKeyStore DisconnectCustomKeyStore UpdateCustomKeyStore DeleteCustomKeyStore DescribeCustomKeyStores,
     hsm: ListMembers,
+    cluster: CreateCluster InitializeCluster DescribeClusters DeleteCluster,
     admin: RecoverKeyPolicy ConfirmClock,
 }
 
