@@ -269,11 +269,12 @@ impl<'a> Forms<'a> {
     ) -> Result<(), Error> {
         match field.kind() {
             Kind::String => {
-                self.bounds(code, limits, "length", "value.chars().count()", &format!("{at}.text(value)"))?;
+                let shown = if self.flag(field, "secret") { "hidden()" } else { "text(value)" };
+                self.bounds(code, limits, "length", "value.chars().count()", &format!("{at}.{shown}"))?;
                 if let Some(pattern) = &limits.pattern {
                     let next = format!("PATTERN_{}", self.patterns.len());
                     let name = self.patterns.entry(pattern.clone()).or_insert(next).clone();
-                    writeln!(code, "found.pattern(|| {at}.text(value), value, &{name});")?;
+                    writeln!(code, "found.pattern(|| {at}.{shown}, value, &{name});")?;
                 }
             }
             Kind::Bytes => self.bounds(code, limits, "length", "value.len()", &format!("{at}.hidden()"))?,

@@ -36,7 +36,7 @@ use crate::health;
 use crate::hsm::{Cluster, KeyRules, MemberSettings, MemberState, Modules, TokenUri};
 use crate::identity::{self, Identity};
 use crate::jobs::{self, ClockGate};
-use crate::key_stores::KeyStores;
+use crate::key_stores::{KeyStores, connection};
 use crate::registry::{CacheLimits, Registry};
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Commit, Store};
@@ -114,6 +114,9 @@ pub async fn serve(
 
     let app = parts.app.clone();
     record_start(&app, &loaded).await?;
+    if let Err(error) = connection::resume(&app).await {
+        tracing::warn!(%error, "custom key stores are connected when the HSMs serve");
+    }
     let background = Background::start(&app);
     let (reporter, front) = front(&app, &authenticator, &loaded);
     let mut servers = JoinSet::new();
@@ -203,7 +206,8 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
     } else {
         tracing::warn!("no member of the cluster is attached yet: the daemon serves when one is");
     }
-    let key_stores = KeyStores::new(modules, cluster.clone(), [(config.region.clone(), cluster)].into());
+    let key_stores =
+        KeyStores::new(config.clone(), modules, cluster.clone(), [(config.region.clone(), cluster)].into());
     let history = Arc::new(History::open(&config.data_dir, dynamic.clone()).await?);
     let recorded_ms = last_recorded_ms(&*dynamic).await?;
     let app = Arc::new(App {
@@ -309,9 +313,10 @@ impl Background {
         tasks.spawn(async move { head::run(&head_app, head_stop).await });
         let (members_app, members_stop) = (app.clone(), stop.clone());
         tasks.spawn(async move {
-            let cluster = members_app.key_stores.installation().clone();
-            jobs::members::watch(&members_app, &cluster, members_stop).await;
+            let health = members_app.key_stores.installation().watch();
+            jobs::members::watch(&members_app, health, members_stop).await;
         });
+        tasks.spawn(connection::run(app.clone(), stop.clone()));
         let (check_app, check_stop) = (app.clone(), stop.clone());
         tasks.spawn(async move { jobs::integrity::check(&check_app, check_stop).await });
         Background { stop, tasks }
@@ -426,6 +431,7 @@ impl Reload {
         let emulator = self.options.development.is_some_and(|development| development.emulator_credentials);
         self.aws.set_keys(AccessKeys::new(&loaded.directory, emulator));
         self.retry_pins(&loaded.config);
+        self.app.key_stores.reload(loaded.config.clone());
         *self.current.lock() = loaded;
     }
 }

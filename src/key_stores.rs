@@ -1,39 +1,102 @@
 //! Which cluster of HSMs holds a key: the default cluster of its Region, or
 //! that of its custom key store while it is connected.
 //!
-//! The daemon's own keys (row MACs, the log's head) are those of the
-//! installation's cluster, which is the default one of a Region too.
+//! The daemon's own keys (row MACs, the log's head, the passwords of key stores)
+//! are those of the installation's cluster, which is the default one of a
+//! Region too.
+//!
+//! ```text
+//! ConnectCustomKeyStore ─→ row CONNECTING ─→ connection: start, attach ─→ row CONNECTED ─→ keys
+//!                                            (in the background, after a restart too)
+//! ```
+
+pub mod connection;
+pub mod password;
+pub mod rows;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use secrecy::SecretString;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
+use crate::app::App;
+use crate::config::Config;
 use crate::error::{Error, Exception, Result};
-use crate::hsm::{Cluster, Modules};
+use crate::hsm::{Cluster, ClusterIdentity, HsmError, KeyRules, MemberSettings, Modules};
+use crate::jobs;
 use crate::key::{self, Key, Stage};
 use crate::operation::Call;
 use crate::proto::kms::KeyState;
-use crate::registry::LoadedKey;
+use crate::registry::{Held, LoadedKey, from_store};
+use crate::store::{Kind, RowId};
+use rows::{KeyStore, RegisteredCluster};
 
 /// The clusters that are in use.
 pub struct KeyStores {
     modules: Arc<Modules>,
+    /// Where PINs come from.
+    config: ArcSwap<Config>,
     installation: Arc<Cluster>,
     /// By Region.
     defaults: BTreeMap<String, Arc<Cluster>>,
     /// By CustomKeyStoreId, which no two Regions share.
-    connected: ArcSwap<HashMap<String, Arc<Cluster>>>,
+    connected: ArcSwap<HashMap<String, Connection>>,
+    /// Clusters that are to be ended.
+    disconnected: Mutex<Vec<Arc<Cluster>>>,
+    /// Tells the background that a row was changed.
+    changed: Notify,
+}
+
+/// A custom key store that is connected.
+#[derive(Clone)]
+struct Connection {
+    cluster: Arc<Cluster>,
+    /// Ends the watch over its members.
+    watch: CancellationToken,
 }
 
 impl KeyStores {
     /// The default clusters, by Region, and among them the installation's.
     pub fn new(
+        config: Config,
         modules: Arc<Modules>,
         installation: Arc<Cluster>,
         defaults: BTreeMap<String, Arc<Cluster>>,
     ) -> KeyStores {
-        KeyStores { modules, installation, defaults, connected: ArcSwap::default() }
+        KeyStores {
+            modules,
+            config: ArcSwap::from_pointee(config),
+            installation,
+            defaults,
+            connected: ArcSwap::default(),
+            disconnected: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// The configuration was reloaded: its PINs are those from now on.
+    pub fn reload(&self, config: Config) {
+        self.config.store(Arc::new(config));
+    }
+
+    /// The configured modules.
+    pub fn modules(&self) -> &Arc<Modules> {
+        &self.modules
+    }
+
+    /// The PIN of `[pins.NAME]`, read now.
+    ///
+    /// # Errors
+    /// ValidationException: there is no such PIN, or it cannot be read.
+    pub async fn pin(&self, name: &str) -> Result<SecretString> {
+        let (config, name) = (self.config.load_full(), name.to_owned());
+        let read = tokio::task::spawn_blocking(move || config.pin(&name)).await;
+        read.map_err(|error| Error::internal(error.to_string()))?
+            .map_err(|problem| Error::validation(problem.to_string()))
     }
 
     /// The cluster of the daemon's own keys.
@@ -48,7 +111,7 @@ impl KeyStores {
 
     /// The cluster of a custom key store; none while it is not connected.
     pub fn connected(&self, custom_key_store_id: &str) -> Option<Arc<Cluster>> {
-        self.connected.load().get(custom_key_store_id).cloned()
+        self.connected.load().get(custom_key_store_id).map(|connection| connection.cluster.clone())
     }
 
     /// The cluster of a custom key store, or the default one of the Region.
@@ -64,19 +127,77 @@ impl KeyStores {
         let mut clusters = vec![self.installation.clone()];
         let others = self.defaults.values().filter(|cluster| !Arc::ptr_eq(cluster, &self.installation));
         clusters.extend(others.cloned());
-        clusters.extend(self.connected.load().values().cloned());
+        clusters.extend(self.connected.load().values().map(|connection| connection.cluster.clone()));
         clusters
+    }
+
+    /// Has the background look at the rows.
+    pub fn wake(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Takes a custom key store's cluster out of use, at once; the background
+    /// ends it when the calls in it are done.
+    pub fn disconnect(&self, custom_key_store_id: &str) {
+        if let Some(connection) = self.replace(custom_key_store_id, None) {
+            connection.watch.cancel();
+            self.disconnected.lock().push(connection.cluster);
+        }
+        self.wake();
     }
 
     /// Ends them all, the installation's last: what the others still do is
     /// recorded with its keys.
     pub async fn shutdown(&self) {
+        self.end_disconnected().await;
         for cluster in self.clusters().iter().rev() {
             cluster.shutdown().await;
         }
         let modules = self.modules.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || modules.finalise()).await {
             tracing::warn!("the HSM modules were not ended well: {error}");
+        }
+    }
+
+    fn start(
+        &self,
+        members: Vec<(MemberSettings, SecretString)>,
+        identity: ClusterIdentity,
+        rules: KeyRules,
+    ) -> Result<Arc<Cluster>, HsmError> {
+        Cluster::start(&self.modules, members, identity, self.modules.limits().clone(), rules)
+    }
+
+    fn connect(&self, app: &Arc<App>, id: &str, cluster: Arc<Cluster>) {
+        let watch = CancellationToken::new();
+        let (app, health, stop) = (app.clone(), cluster.watch(), watch.clone());
+        tokio::spawn(async move { jobs::members::watch(&app, health, stop).await });
+        if let Some(before) = self.replace(id, Some(Connection { cluster, watch })) {
+            before.watch.cancel();
+            self.disconnected.lock().push(before.cluster);
+        }
+    }
+
+    fn replace(&self, id: &str, new: Option<Connection>) -> Option<Connection> {
+        let before = self.connected.rcu(|connected| {
+            let mut next = HashMap::clone(connected);
+            match &new {
+                Some(connection) => next.insert(id.to_owned(), connection.clone()),
+                None => next.remove(id),
+            };
+            next
+        });
+        before.get(id).cloned()
+    }
+
+    fn connected_ids(&self) -> Vec<String> {
+        self.connected.load().keys().cloned().collect()
+    }
+
+    async fn end_disconnected(&self) {
+        let ended = std::mem::take(&mut *self.disconnected.lock());
+        for cluster in ended {
+            cluster.shutdown().await;
         }
     }
 }
@@ -101,6 +222,66 @@ impl Call {
     pub fn cluster_of(&self, key: &LoadedKey) -> Result<Arc<Cluster>> {
         let store = key.held.value.custom_key_store_id.as_deref();
         self.app.key_stores.find(&key.held.id.region, store).ok_or_else(|| unavailable(&key.arn))
+    }
+
+    /// A custom key store of the caller's account.
+    ///
+    /// # Errors
+    /// CustomKeyStoreNotFoundException.
+    pub async fn key_store(&self, id: &str) -> Result<Held<KeyStore>> {
+        let row = rows::row(Kind::KeyStore, self.region(), self.account(), id);
+        self.open_key_store(&row).await
+    }
+
+    /// The custom key store that a key, of whatever account, is in.
+    ///
+    /// # Errors
+    /// CustomKeyStoreNotFoundException.
+    pub async fn key_store_of(&self, key: &RowId, id: &str) -> Result<Held<KeyStore>> {
+        self.open_key_store(&rows::row(Kind::KeyStore, &key.region, &key.account, id)).await
+    }
+
+    async fn open_key_store(&self, row: &RowId) -> Result<Held<KeyStore>> {
+        match self.app.store.row(row).await.map_err(from_store)? {
+            Some(row) => self.app.registry.open(row, self.deadline).await,
+            None => Err(Error::new(
+                Exception::CustomKeyStoreNotFound,
+                format!("Custom key store {} does not exist in this account and Region.", row.id),
+            )),
+        }
+    }
+
+    /// A registered cluster that an account may use.
+    ///
+    /// # Errors
+    /// CloudHsmClusterNotFoundException.
+    pub async fn registered_cluster(&self, account: &str, id: &str) -> Result<Held<RegisteredCluster>> {
+        let row = rows::row(Kind::Cluster, self.region(), account, id);
+        match self.app.store.row(&row).await.map_err(from_store)? {
+            Some(row) => self.app.registry.open(row, self.deadline).await,
+            None => Err(Error::new(
+                Exception::CloudHsmClusterNotFound,
+                format!("Cluster {id} is not registered for this account in this Region."),
+            )),
+        }
+    }
+
+    /// The cluster of a custom key store that is to be used now.
+    ///
+    /// # Errors
+    /// CustomKeyStoreNotFoundException, CustomKeyStoreInvalidStateException.
+    pub async fn connected_cluster(&mut self, id: &str) -> Result<Arc<Cluster>> {
+        self.note("customKeyStoreId", id);
+        let held = self.key_store(id).await?;
+        self.app.key_stores.connected(id).ok_or_else(|| {
+            Error::new(
+                Exception::CustomKeyStoreInvalidState,
+                format!(
+                    "Custom key store {id} is {}: it must be CONNECTED for this.",
+                    crate::wire::Text::text(held.value.state)
+                ),
+            )
+        })
     }
 
     /// Whether a key may be used so now, in KMS's words.

@@ -81,7 +81,8 @@ fn command() -> Command {
             hsm_init::HsmInitArgs::augment_args(Command::new("init"))
                 .about("Hold the ceremony: make the keys of the installation in a token, once"),
         )
-        .subcommand(cli::hsm_list_command());
+        .subcommand(cli::hsm_list_command())
+        .subcommand(cli::hsm_cluster_command());
     <Cli as clap::CommandFactory>::command()
         .subcommand(cli::kms_command())
         .subcommand(cli::events_command())
@@ -99,6 +100,7 @@ fn main() -> ExitCode {
         Some(("admin", matches)) => client(cli::run_admin(matches)),
         Some(("hsm", hsm)) => match hsm.subcommand() {
             Some(("list", matches)) => client(cli::run_hsm_list(matches)),
+            Some(("cluster", matches)) => client(cli::run_hsm_cluster(matches)),
             Some((_, matches)) => parsed(matches).and_then(|args| hsm_init::run(&args)),
             None => Ok(ExitCode::from(2)),
         },

@@ -55,6 +55,10 @@ pub trait Stored: Serialize + DeserializeOwned + Send + Sync + 'static {
 impl Stored for Key {
     const KIND: Kind = Kind::Key;
 
+    fn parent(&self) -> Option<String> {
+        self.custom_key_store_id.clone()
+    }
+
     /// Its deletion, or its rotation: a key that is disabled is not rotated
     /// until it is enabled again.
     fn due_ms(&self) -> Option<i64> {
@@ -373,7 +377,7 @@ impl Registry {
                     let group = grant::group_of(&id.id).unwrap_or_default().to_owned();
                     self.grants.invalidate(&RowId { id: group, ..id.clone() });
                 }
-                Kind::Intent | Kind::System => (),
+                Kind::KeyStore | Kind::KeyStoreName | Kind::Cluster | Kind::Intent | Kind::System => (),
             }
         }
     }

@@ -261,7 +261,6 @@ impl Violations<'_> {
             Error::new(
                 exception,
                 match exception {
-                    Exception::CustomKeyStoreNotFound => "There is no custom key store with this id.".into(),
                     _ => format!("{} is not supported.", at.path()),
                 },
             )

@@ -1,4 +1,4 @@
-//! `strongroom hsm list`.
+//! `strongroom hsm list` and `strongroom hsm cluster`.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use super::output::{self, Format};
 use super::schema::{self, Service};
 use super::values::Sources;
-use super::{Failure, arguments, call, connection, json};
+use super::{Failure, arguments, call, connection, json, operation};
 
 const LIST_MEMBERS: &str = "ListMembers";
 /// The members of a Member that the table shows, and the titles of their columns.
@@ -50,6 +50,39 @@ pub async fn run_list(matches: &ArgMatches) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The operations on clusters by the names of their commands.
+const CLUSTER_COMMANDS: [(&str, &str); 4] = [
+    ("create", "CreateCluster"),
+    ("initialize", "InitializeCluster"),
+    ("describe", "DescribeClusters"),
+    ("delete", "DeleteCluster"),
+];
+
+/// `cluster`.
+pub fn cluster_command() -> Command {
+    let command =
+        |(name, method): (&str, &str)| operation::operation(name.to_owned(), &Service::Hsm.method(method));
+    Command::new("cluster")
+        .about("Register clusters of HSMs for custom key stores")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .args(connection::args())
+        .subcommands(CLUSTER_COMMANDS.into_iter().map(command))
+}
+
+/// Calls the operation on clusters that was matched.
+///
+/// # Errors
+/// Any [`Failure`].
+pub async fn run_cluster(matches: &ArgMatches) -> Result<ExitCode, Failure> {
+    let named = matches.subcommand().and_then(|(name, matches)| {
+        let (_, method) = CLUSTER_COMMANDS.iter().find(|(command, _)| *command == name)?;
+        Some((method, matches))
+    });
+    let (method, matches) = named.ok_or_else(|| Failure::Usage("no operation is named".to_owned()))?;
+    operation::call_method(&Service::Hsm.method(method), matches).await
+}
+
 fn table(answer: &Json) -> String {
     let members = answer.get("Members").and_then(Json::as_array).map(Vec::as_slice).unwrap_or_default();
     let mut header: Vec<String> = COLUMNS.iter().map(|(_, title)| (*title).to_owned()).collect();
@@ -74,6 +107,21 @@ fn algorithms(member: &Json) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn every_operation_on_clusters_has_a_command() {
+        for (name, _) in CLUSTER_COMMANDS {
+            assert!(cluster_command().find_subcommand(name).is_some(), "{name}");
+        }
+        let line =
+            "cluster create --members Module=m,Token=pkcs11:token=a;serial=b --trust-anchor-certificate c";
+        let matches = cluster_command().try_get_matches_from(line.split(' ')).unwrap();
+        let (_, matches) = matches.subcommand().unwrap();
+        let method = Service::Hsm.method("CreateCluster");
+        let request = arguments::request(&method.input(), matches, &mut Sources::of_process()).unwrap();
+        let member = json!({"Module": "m", "Token": "pkcs11:token=a;serial=b"});
+        assert_eq!(json::to_json(&request)["Members"], json!([member]));
+    }
 
     #[test]
     fn members_are_a_table() {

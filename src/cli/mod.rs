@@ -93,6 +93,16 @@ pub fn hsm_list_command() -> Command {
     hsm::list_command()
 }
 
+/// `cluster`, for `strongroom hsm`.
+pub fn hsm_cluster_command() -> Command {
+    hsm::cluster_command()
+}
+
+/// Runs what [`hsm_cluster_command`] matched; errors are printed to standard error.
+pub async fn run_hsm_cluster(matches: &ArgMatches) -> ExitCode {
+    exit_code(hsm::run_cluster(matches).await)
+}
+
 /// Runs what [`hsm_list_command`] matched; errors are printed to standard error.
 pub async fn run_hsm_list(matches: &ArgMatches) -> ExitCode {
     exit_code(hsm::run_list(matches).await)

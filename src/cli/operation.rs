@@ -43,14 +43,23 @@ pub async fn run(service: Service, matches: &ArgMatches) -> Result<ExitCode, Fai
         .operations()
         .find(|(operation, _)| operation == name)
         .ok_or_else(|| Failure::Usage(format!("there is no operation {name}")))?;
+    call_method(&method, matches).await
+}
+
+/// Calls one operation and prints its answer.
+///
+/// # Errors
+/// Any [`Failure`].
+pub async fn call_method(method: &MethodDescriptor, matches: &ArgMatches) -> Result<ExitCode, Failure> {
     let output = Output::prepare(matches, &method.output())?;
     let request = arguments::request(&method.input(), matches, &mut Sources::of_process())?;
     let connection = connection::connect(matches).await?;
-    output.print(&call::unary(&connection, &method, request).await?)?;
+    output.print(&call::unary(&connection, method, request).await?)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn operation(name: String, method: &MethodDescriptor) -> Command {
+/// The command of one operation, without the connection's flags.
+pub fn operation(name: String, method: &MethodDescriptor) -> Command {
     Command::new(name)
         .about(schema::method_comment(method))
         .after_long_help(VALUES_HELP)

@@ -5,6 +5,7 @@
 //! DIR/.strongroom-dev     says that the folder is ours
 //! DIR/pki/                CA, server's and administrator's certificates
 //! DIR/hsm/1/              SoftHSM2's token, with softhsm2.conf, PINs, serial
+//! DIR/key-store/1/        a second HSM, for a custom key store to be made of
 //! DIR/aws/                the administrator's access key
 //! DIR/strongroom.toml     the configuration
 //! DIR/data/               the store
@@ -12,7 +13,7 @@
 //! DIR/env                 a shell file for clients
 //! ```
 //!
-//! INVARIANT: `pki`, `hsm` and `aws` are made under another name and renamed when they
+//! INVARIANT: `pki`, `hsm`, `key-store` and `aws` are made under another name and renamed when they
 //! are complete, so a folder that is there is whole, and nothing that a key may
 //! depend on is ever made a second time.
 
@@ -36,6 +37,10 @@ use crate::pki::{self, Ca};
 
 /// The token's label.
 pub const TOKEN_LABEL: &str = "strongroom-dev";
+/// The label of the token for a custom key store.
+pub const KEY_STORE_LABEL: &str = "strongroom-dev-key-store";
+/// Its folder, and the name of its module and of its crypto user's PIN.
+pub const KEY_STORE: &str = "key-store";
 /// The name of `[modules]`.
 pub const MODULE: &str = "softhsm2";
 /// The name of `[pins]` of the crypto user.
@@ -105,7 +110,7 @@ pub struct DevInstance {
 impl DevInstance {
     /// The RFC 7512 URI of the token.
     pub fn token_uri(&self) -> String {
-        format!("pkcs11:token={TOKEN_LABEL};serial={}", self.token_serial)
+        token_uri(TOKEN_LABEL, &self.token_serial)
     }
 
     /// Remembers that the wrapping key is made and known to the store.
@@ -143,14 +148,15 @@ pub fn prepare(dir: &Path, options: &DevOptions, softhsm: &dyn SoftHsm) -> anyho
 
     make_pki(&dir, options)?;
     let token_is_new = !dir.join("hsm").exists();
-    let token_serial = make_token(&dir, &library, softhsm)?;
-    let conf = softhsm.write_conf(&dir.join("hsm"), &dir.join("hsm/1"))?;
+    let token_serial = make_token(&dir.join("hsm"), TOKEN_LABEL, &library, softhsm)?;
+    make_token(&dir.join(KEY_STORE), KEY_STORE_LABEL, &library, softhsm)?;
     make_whole(&dir.join("aws"), |folder| AccessKey::new()?.write(folder))?;
     let access_key = AccessKey::read(&dir.join("aws"))?;
-    let text = match before {
-        None => first_configuration(&dir, options, &library, &conf, &access_key),
-        Some(before) => update(before, options, &library, &conf, &access_key)?,
+    let first = match before {
+        None => first_configuration(&dir, options, &library, &access_key).parse()?,
+        Some(before) => before,
     };
+    let text = update(first, options, &dir, &library, softhsm, &access_key)?;
     replace(&config, text.as_bytes(), 0o600)?;
     let needs_ceremony = !dir.join("hsm/initialized").exists();
     Ok(DevInstance { dir, config, token_serial, needs_ceremony, token_is_new, access_key })
@@ -253,17 +259,18 @@ fn make_pki(dir: &Path, options: &DevOptions) -> anyhow::Result<()> {
     })
 }
 
-fn make_token(dir: &Path, library: &Path, softhsm: &dyn SoftHsm) -> anyhow::Result<String> {
-    let hsm = dir.join("hsm");
-    make_whole(&hsm, |folder| {
+/// Makes a token in `FOLDER/1`, with its PINs, serial and URI beside it: its serial.
+fn make_token(hsm: &Path, label: &str, library: &Path, softhsm: &dyn SoftHsm) -> anyhow::Result<String> {
+    make_whole(hsm, |folder| {
         let tokens = folder.join("1");
         DirBuilder::new().mode(0o700).create(&tokens)?;
         let conf = softhsm.write_conf(folder, &tokens)?;
         let (so_pin, pin) = (random_pin()?, random_pin()?);
-        let serial = softhsm.init_token(library, &conf, TOKEN_LABEL, &so_pin, &pin)?;
+        let serial = softhsm.init_token(library, &conf, label, &so_pin, &pin)?;
         pki::write_new(&folder.join("so.pin"), so_pin.expose_secret().as_bytes(), 0o600)?;
         pki::write_new(&folder.join("user.pin"), pin.expose_secret().as_bytes(), 0o600)?;
         pki::write_new(&folder.join("serial"), serial.as_bytes(), 0o600)?;
+        pki::write_new(&folder.join("uri"), token_uri(label, &serial).as_bytes(), 0o600)?;
         Ok(())
     })?;
     let serial = hsm.join("serial");
@@ -290,6 +297,10 @@ fn unfinished(folder: &Path) -> PathBuf {
     folder.with_extension("new")
 }
 
+fn token_uri(label: &str, serial: &str) -> String {
+    format!("pkcs11:token={label};serial={serial}")
+}
+
 fn random_pin() -> anyhow::Result<SecretString> {
     const PIN_BYTES: usize = 16;
     let mut bytes = zeroize::Zeroizing::new([0; PIN_BYTES]);
@@ -301,13 +312,7 @@ fn account(options: &DevOptions) -> &str {
     options.account_id.as_deref().unwrap_or(DEFAULT_ACCOUNT)
 }
 
-fn first_configuration(
-    dir: &Path,
-    options: &DevOptions,
-    library: &Path,
-    conf: &Path,
-    access_key: &AccessKey,
-) -> String {
+fn first_configuration(dir: &Path, options: &DevOptions, library: &Path, access_key: &AccessKey) -> String {
     // A longer path cannot be a socket's; TCP alone has to do then.
     let socket = dir.join("strongroom.sock").as_os_str().as_bytes().len() <= SOCKET_PATH_BYTES_MAX;
     let aws = options.aws.unwrap_or(AwsSettings::default().address);
@@ -322,8 +327,8 @@ fn first_configuration(
         unix_socket: socket.then_some(Path::new("strongroom.sock")),
         module: MODULE,
         library,
-        environment: BTreeMap::from([("SOFTHSM2_CONF", conf.to_string_lossy().into_owned())]),
-        pins: &[(USER_PIN, "hsm/user.pin"), (SO_PIN, "hsm/so.pin")],
+        environment: BTreeMap::new(),
+        pins: &[(USER_PIN, "hsm/user.pin"), (SO_PIN, "hsm/so.pin"), (KEY_STORE, "key-store/user.pin")],
         account: account(options),
         access_key: (&access_key.id, &secret_file()),
         uid: Some(rustix::process::getuid().as_raw()),
@@ -342,8 +347,9 @@ fn secret_file() -> String {
 fn update(
     mut file: DocumentMut,
     options: &DevOptions,
+    dir: &Path,
     library: &Path,
-    conf: &Path,
+    softhsm: &dyn SoftHsm,
     access_key: &AccessKey,
 ) -> anyhow::Result<String> {
     let addresses = [("grpc", options.grpc), ("aws", options.aws), ("http", options.http)];
@@ -354,8 +360,13 @@ fn update(
     }
     set_plaintext(&mut file);
     add_access_key(&mut file, access_key);
-    set(&mut file, &["modules", MODULE, "library"], &library.to_string_lossy())?;
-    set(&mut file, &["modules", MODULE, "environment", "SOFTHSM2_CONF"], &conf.to_string_lossy())?;
+    for (module, folder) in [(MODULE, "hsm"), (KEY_STORE, KEY_STORE)] {
+        let folder = dir.join(folder);
+        let conf = softhsm.write_conf(&folder, &folder.join("1"))?;
+        set(&mut file, &["modules", module, "library"], &library.to_string_lossy())?;
+        set(&mut file, &["modules", module, "environment", "SOFTHSM2_CONF"], &conf.to_string_lossy())?;
+    }
+    set(&mut file, &["pins", KEY_STORE, "file"], "key-store/user.pin")?;
     Ok(file.to_string())
 }
 

@@ -29,10 +29,39 @@ pub fn ceremony(
     on_token(&modules.get(module)?.life()?, token, pin)
 }
 
-fn on_token(life: &Arc<Life>, token: &TokenUri, pin: &SecretString) -> Result<ClusterIdentity, HsmError> {
+/// Destroys what a ceremony that did not end left on a token. Only for one of
+/// which no store knows a key. Blocks.
+///
+/// Errors: as those of [`ceremony`].
+pub fn discard_ceremony(
+    modules: &Modules,
+    module: &str,
+    token: &TokenUri,
+    pin: &SecretString,
+) -> Result<(), HsmError> {
+    let session = log_in(&modules.get(module)?.life()?, token, pin)?;
+    for label in CEREMONY_LABELS {
+        for class in [CKO_SECRET_KEY, CKO_PRIVATE_KEY] {
+            for handle in session.find(&keys::search_label(class, label)).map_err(unavailable)? {
+                session.destroy(handle).map_err(unavailable)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a ceremony makes.
+const CEREMONY_LABELS: [&str; 3] = [keys::WRAPPING_KEY_LABEL, keys::MAC_KEY_LABEL, keys::HEAD_KEY_LABEL];
+
+fn log_in(life: &Arc<Life>, token: &TokenUri, pin: &SecretString) -> Result<Session, HsmError> {
     let slot = find_slot(life, token)?;
     let session = Session::open(life, slot, &Gauge::noop()).map_err(unavailable)?;
     session.log_in(pin).map_err(unavailable)?;
+    Ok(session)
+}
+
+fn on_token(life: &Arc<Life>, token: &TokenUri, pin: &SecretString) -> Result<ClusterIdentity, HsmError> {
+    let session = log_in(life, token, pin)?;
     refuse_used_token(&session)?;
     let mut made = Vec::new();
     let result = make(&session, &mut made).map_err(|failure| HsmError::Device(failure.to_string()));
@@ -58,7 +87,7 @@ pub(super) fn find_slot(life: &Life, token: &TokenUri) -> Result<cryptoki_sys::C
 }
 
 pub(super) fn refuse_used_token(session: &Session) -> Result<(), HsmError> {
-    for label in [keys::WRAPPING_KEY_LABEL, keys::MAC_KEY_LABEL, keys::HEAD_KEY_LABEL, keys::KEY_LABEL] {
+    for label in CEREMONY_LABELS.into_iter().chain([keys::KEY_LABEL]) {
         for class in [CKO_SECRET_KEY, CKO_PRIVATE_KEY] {
             if !session.find(&keys::search_label(class, label)).map_err(unavailable)?.is_empty() {
                 return Err(HsmError::Unsupported(format!(

@@ -27,7 +27,7 @@ pub mod softhsm;
 mod transport;
 mod types;
 
-pub use ceremony::ceremony;
+pub use ceremony::{ceremony, discard_ceremony};
 pub use cluster::Cluster;
 pub use identity::{Blob, ClusterIdentity, SystemKey, TokenUri};
 pub use module::{private_copy, with_environment};

@@ -12,7 +12,7 @@ use crate::hsm::{BackingId, Home, KeyRef};
 use crate::key::{Key, spec};
 use crate::proto::kms::{KeySpec, KeyUsageType};
 use crate::registry::{Draft, Held, Stored, from_hsm, from_store};
-use crate::store::{Commit, Kind, RowId};
+use crate::store::{Commit, Kind, Row, RowId};
 use crate::wire;
 
 /// An intent is left alone so long, because the call that made it may still run.
@@ -50,6 +50,10 @@ enum Effect {
 
 impl Stored for Intent {
     const KIND: Kind = Kind::Intent;
+
+    fn parent(&self) -> Option<String> {
+        self.custom_key_store_id.clone()
+    }
 }
 
 impl Intent {
@@ -80,17 +84,33 @@ impl Intent {
 /// Finishes or undoes what is left.
 pub(super) async fn settle(app: &App) -> Result<()> {
     let now_ms = app.clock.now_ms();
-    for row in app.store.all_rows(Kind::Intent, None, PAGE).await.map_err(from_store)? {
-        let deadline = Instant::now() + STEP_TIMEOUT;
-        let held: Held<Intent> = app.registry.open(row, deadline).await?;
-        if now_ms >= held.value.created_ms + AGE_MS || held.value.created_ms < app.started_ms {
-            settle_one(app, &held, deadline).await?;
+    let mut after = None;
+    loop {
+        let rows = app.store.all_rows(Kind::Intent, after.as_ref(), PAGE).await.map_err(from_store)?;
+        let Some(last) = rows.last() else { return Ok(()) };
+        after = Some(last.id.clone());
+        for row in rows.into_iter().filter(|row| is_reachable(app, row)) {
+            let id = row.id.clone();
+            if let Err(error) = settle_one(app, row, now_ms).await {
+                // One HSM that is away keeps no other from it.
+                tracing::warn!(intent = %id, %error, detail = error.detail, "an object is left for the next round");
+            }
         }
     }
-    Ok(())
 }
 
-async fn settle_one(app: &App, held: &Held<Intent>, deadline: Instant) -> Result<()> {
+/// Whether its cluster is in use: the turn of a custom key store's comes when
+/// it is connected again.
+fn is_reachable(app: &App, row: &Row) -> bool {
+    app.key_stores.find(&row.id.region, row.parent.as_deref()).is_some()
+}
+
+async fn settle_one(app: &App, row: Row, now_ms: i64) -> Result<()> {
+    let deadline = Instant::now() + STEP_TIMEOUT;
+    let held: Held<Intent> = app.registry.open(row, deadline).await?;
+    if now_ms < held.value.created_ms + AGE_MS && held.value.created_ms >= app.started_ms {
+        return Ok(());
+    }
     let id: BackingId =
         held.id.id.parse().map_err(|_| Error::internal(format!("row {} has no key's id", held.id)))?;
     let kept = held.value.effect == Effect::Create
@@ -98,7 +118,7 @@ async fn settle_one(app: &App, held: &Held<Intent>, deadline: Instant) -> Result
     if !kept {
         let store = held.value.custom_key_store_id.as_deref();
         let Some(cluster) = app.key_stores.find(&held.value.key.region, store) else {
-            return Ok(()); // Its turn comes when the key store is connected again.
+            return Ok(());
         };
         tracing::info!(object = %held.id.id, effect = ?held.value.effect, "removing a token object that no key has");
         let unknown = || Error::internal(format!("row {} is of a kind that no HSM makes", held.id));
@@ -107,7 +127,7 @@ async fn settle_one(app: &App, held: &Held<Intent>, deadline: Instant) -> Result
         let object = KeyRef { id, material, usage, home: Home::Resident { blob: None } };
         cluster.destroy(&object, deadline).await.map_err(from_hsm)?;
     }
-    let drafts = [Draft::delete(held)];
+    let drafts = [Draft::delete(&held)];
     let changes = app.registry.seal(&drafts, deadline).await?;
     app.store.commit(Commit { changes, events: Vec::new() }).await.map(|_| ()).map_err(from_store)
 }

@@ -3,18 +3,18 @@
 use std::collections::HashMap;
 
 use serde_json::json;
+use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
 use super::service_event;
 use crate::app::App;
 use crate::error::Result;
-use crate::hsm::{Cluster, MemberHealth, MemberState};
+use crate::hsm::{MemberHealth, MemberState};
 use crate::registry::from_store;
 use crate::store::Commit;
 
 /// Watches the members of a cluster until it is stopped.
-pub async fn watch(app: &App, cluster: &Cluster, stop: CancellationToken) {
-    let mut health = cluster.watch();
+pub async fn watch(app: &App, mut health: Receiver<Vec<MemberHealth>>, stop: CancellationToken) {
     let mut known: HashMap<String, MemberState> = HashMap::new();
     loop {
         let members = health.borrow_and_update().clone();

@@ -180,6 +180,12 @@ async fn key_pair(
     dry_run: Option<bool>,
 ) -> Result<Pair> {
     check_encryption(call, key, operation, SYMMETRIC, context)?;
+    if key.held.value.custom_key_store_id.is_some() {
+        return Err(Error::new(
+            Exception::UnsupportedOperation,
+            format!("{operation} is not supported for keys in custom key stores."),
+        ));
+    }
     // Every data key pair spec is a key spec by the same name.
     let material = kms::KeySpec::from_text(pair.text()).and_then(spec::material).ok_or_else(|| {
         Error::new(Exception::UnsupportedOperation, format!("KeyPairSpec {} is not supported.", pair.text()))

@@ -1,10 +1,12 @@
 //! The life of a key, but for its end.
 
+use std::sync::Arc;
+
 use super::material::public_key;
 use super::policy::acceptable;
 use super::prelude::*;
 use super::tag::tags;
-use crate::hsm::{Cluster, HsmError};
+use crate::hsm::{Cluster, HsmError, MemberState};
 use crate::key::Key as KeyRow;
 use crate::material;
 use crate::policy;
@@ -63,13 +65,17 @@ impl Operation for CreateKey {
             spec,
             request.key_usage.map(|_| choice(request.key_usage, kms::KeyUsageType::Unspecified)),
         )?;
-        check_origin(choice(request.origin, kms::OriginType::AwsKms))?;
+        let origin = choice(request.origin, kms::OriginType::AwsKms);
+        check_origin(origin, request.custom_key_store_id.as_deref())?;
         let tags = tags(&request.tags)?;
         if !tags.is_empty() {
             call.authorise("kms:TagResource", account.into_inner()).await?;
         }
         let policy = key_policy(call, request)?;
-        let cluster = call.default_cluster()?.clone();
+        let cluster = match &request.custom_key_store_id {
+            Some(id) => in_key_store(call, id, spec).await?,
+            None => call.default_cluster()?.clone(),
+        };
         check_capability(&cluster, spec, usage)?;
         room(call).await?;
 
@@ -83,7 +89,7 @@ impl Operation for CreateKey {
             spec,
             usage,
             state: kms::KeyState::Enabled,
-            origin: kms::OriginType::AwsKms,
+            origin,
             manager: kms::KeyManagerType::Customer,
             description: request.description.clone().unwrap_or_default(),
             created_ms: call.now_ms,
@@ -93,14 +99,18 @@ impl Operation for CreateKey {
             current: None,
             rotation: None,
             rotations_on_demand: 0,
-            custom_key_store_id: None,
+            custom_key_store_id: request.custom_key_store_id.clone(),
         };
         let version = material::make(&call.app, &cluster, &row, &key, call.now_ms, call.deadline).await?;
         key.current = Some(version.id);
+        // Behind its intent: who deletes the key store now, sees that.
+        if let Some(id) = &key.custom_key_store_id {
+            call.connected_cluster(id).await?;
+        }
         call.change(Draft::insert(row.clone(), &key)?);
         version.drafts(&row)?.into_iter().for_each(|draft| call.change(draft));
         call.names(&row.account, &crate::key::arn_of_key(&row));
-        Ok(kms::CreateKeyResponse { key_metadata: Some(metadata(call, &row, &key)) })
+        Ok(kms::CreateKeyResponse { key_metadata: Some(metadata(call, &row, &key).await?) })
     }
 }
 
@@ -121,7 +131,9 @@ impl Operation for DescribeKey {
     }
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        Ok(kms::DescribeKeyResponse { key_metadata: Some(metadata(call, &key.held.id, &key.held.value)) })
+        Ok(kms::DescribeKeyResponse {
+            key_metadata: Some(metadata(call, &key.held.id, &key.held.value).await?),
+        })
     }
 }
 
@@ -313,9 +325,13 @@ pub(super) fn bad_marker() -> Error {
 }
 
 /// A key's metadata.
-fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> kms::KeyMetadata {
+async fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> Result<kms::KeyMetadata> {
     let state = call.key_state(key);
-    kms::KeyMetadata {
+    let key_store = match &key.custom_key_store_id {
+        Some(store) => Some(call.key_store_of(id, store).await?),
+        None => None,
+    };
+    Ok(kms::KeyMetadata {
         aws_account_id: Some(id.account.clone()),
         key_id: Some(id.id.clone()),
         arn: Some(crate::key::arn_of_key(id)),
@@ -327,6 +343,7 @@ fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> kms::KeyMetadata {
         deletion_date: key.deletion.map(|deletion| timestamp(deletion.due_ms)),
         origin: Some(key.origin as i32),
         custom_key_store_id: key.custom_key_store_id.clone(),
+        cloud_hsm_cluster_id: key_store.map(|store| store.value.cluster),
         key_manager: Some(key.manager as i32),
         customer_master_key_spec: deprecated_spec(key.spec),
         key_spec: Some(key.spec as i32),
@@ -340,7 +357,7 @@ fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> kms::KeyMetadata {
             .flatten()
             .map(|id| id.to_string()),
         ..Default::default()
-    }
+    })
 }
 
 /// Changes a key that is enabled or disabled.
@@ -379,18 +396,24 @@ fn key_spec(request: &kms::CreateKeyRequest) -> Result<kms::KeySpec> {
     }
 }
 
-fn check_origin(origin: kms::OriginType) -> Result<()> {
+fn check_origin(origin: kms::OriginType, key_store: Option<&str>) -> Result<()> {
     match origin {
-        kms::OriginType::AwsKms => Ok(()),
+        kms::OriginType::AwsKms if key_store.is_none() => Ok(()),
+        kms::OriginType::AwsCloudhsm if key_store.is_some() => Ok(()),
         kms::OriginType::AwsCloudhsm => {
             Err(Error::validation("Origin AWS_CLOUDHSM needs a CustomKeyStoreId."))
         }
-        kms::OriginType::External | kms::OriginType::ExternalKeyStore | kms::OriginType::Unspecified => {
-            Err(Error::new(
-                Exception::UnsupportedOperation,
-                format!("Origin {} is not supported.", origin.text()),
-            ))
-        }
+        _ if key_store.is_some() => Err(Error::validation(format!(
+            "Origin {} cannot be used with a CustomKeyStoreId: its keys have the origin AWS_CLOUDHSM.",
+            origin.text()
+        ))),
+        kms::OriginType::AwsKms
+        | kms::OriginType::External
+        | kms::OriginType::ExternalKeyStore
+        | kms::OriginType::Unspecified => Err(Error::new(
+            Exception::UnsupportedOperation,
+            format!("Origin {} is not supported.", origin.text()),
+        )),
     }
 }
 
@@ -413,6 +436,25 @@ async fn room(call: &Call) -> Result<()> {
         )),
         false => Ok(()),
     }
+}
+
+/// The cluster of a custom key store, if a key can be made in it.
+async fn in_key_store(call: &mut Call, id: &str, spec: kms::KeySpec) -> Result<Arc<Cluster>> {
+    let cluster = call.connected_cluster(id).await?;
+    let (rules, members) = (cluster.rules(), cluster.members());
+    let serving = members.iter().filter(|member| member.state == MemberState::Serving).count();
+    if serving < usize::from(rules.required_copies) && serving > 0 {
+        return Err(Error::new(
+            Exception::CloudHsmClusterInvalidConfiguration,
+            format!(
+                "A {} key in custom key store {id} must be on {} HSMs; {serving} of {} are active.",
+                spec.text(),
+                rules.required_copies,
+                members.len()
+            ),
+        ));
+    }
+    Ok(cluster)
 }
 
 fn check_capability(cluster: &Cluster, spec: kms::KeySpec, usage: kms::KeyUsageType) -> Result<()> {

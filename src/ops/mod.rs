@@ -6,6 +6,7 @@ mod admin;
 mod agreement;
 mod alias;
 mod cipher;
+mod cluster;
 mod data_key;
 mod deletion;
 pub mod events;
@@ -13,6 +14,7 @@ mod explain;
 mod grant;
 mod hsm;
 mod key;
+mod key_store;
 mod mac;
 mod material;
 mod policy;
@@ -59,7 +61,9 @@ operations! {
     policy: GetKeyPolicy PutKeyPolicy ListKeyPolicies,
     tag: TagResource UntagResource ListResourceTags,
     events: LookupEvents VerifyEvents,
+    key_store: CreateCustomKeyStore ConnectCustomKeyStore DisconnectCustomKeyStore UpdateCustomKeyStore DeleteCustomKeyStore DescribeCustomKeyStores,
     hsm: ListMembers,
+    cluster: CreateCluster InitializeCluster DescribeClusters DeleteCluster,
     admin: RecoverKeyPolicy ConfirmClock,
     explain: ExplainAccess,
 }

@@ -21,7 +21,11 @@ impl Operation for GenerateRandom {
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
         let bytes = usize::try_from(*given(&request.number_of_bytes)?).unwrap_or_default();
-        let random = call.default_cluster()?.random(bytes, call.deadline).await.map_err(from_hsm)?;
+        let cluster = match &request.custom_key_store_id {
+            Some(id) => call.connected_cluster(id).await?,
+            None => call.default_cluster()?.clone(),
+        };
+        let random = cluster.random(bytes, call.deadline).await.map_err(from_hsm)?;
         Ok(kms::GenerateRandomResponse { plaintext: Some(random.to_vec()), ciphertext_for_recipient: None })
     }
 }

@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// A KMS key: metadata, policy, tags. Due: its deletion date.
+    /// A KMS key: metadata, policy, tags. Parent: its custom key store's id.
+    /// Due: its deletion date.
     Key,
     /// One version of a key's material. Parent: the key's id.
     BackingKey,
@@ -17,6 +18,12 @@ pub enum Kind {
     Alias,
     /// A grant. Parent: the id of the key that it is for.
     Grant,
+    /// A custom key store. Parent: its cluster's id.
+    KeyStore,
+    /// The name of a custom key store. Parent: the key store's id.
+    KeyStoreName,
+    /// A cluster of HSMs that was registered for custom key stores.
+    Cluster,
     /// What an HSM was asked to do that must be finished or undone.
     Intent,
     /// What the daemon keeps about itself: identity, wrapping keys.
@@ -31,6 +38,9 @@ impl Kind {
             Kind::BackingKey => "backing-key",
             Kind::Alias => "alias",
             Kind::Grant => "grant",
+            Kind::KeyStore => "key-store",
+            Kind::KeyStoreName => "key-store-name",
+            Kind::Cluster => "cluster",
             Kind::Intent => "intent",
             Kind::System => "system",
         }

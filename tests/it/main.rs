@@ -18,6 +18,7 @@ mod disk;
 mod history;
 mod hsm;
 mod interop;
+mod key_stores;
 mod kill;
 mod operated;
 mod outage;

@@ -45,12 +45,13 @@ def _compiled():
         raise RuntimeError(f"protoc refuses {PROTO}")
     sys.path.insert(0, folder)
     load = lambda package: importlib.import_module(f"strongroom.{package}.v1.{package}_pb2")
-    return load("options"), load("kms"), load("cloudtrail")
+    return load("options"), load("kms"), load("cloudtrail"), load("hsm")
 
 
-options_pb2, kms_pb2, cloudtrail_pb2 = _compiled()
+options_pb2, kms_pb2, cloudtrail_pb2, hsm_pb2 = _compiled()
 KMS = kms_pb2.DESCRIPTOR.services_by_name["KeyManagementService"]
 CLOUDTRAIL = cloudtrail_pb2.DESCRIPTOR.services_by_name["CloudTrailService"]
+HSM = hsm_pb2.DESCRIPTOR.services_by_name["HsmService"]
 OPERATIONS = {method.name: method for method in KMS.methods}
 
 
@@ -143,7 +144,7 @@ def _secrets(built):
         if field.type == FieldDescriptor.TYPE_BYTES:
             yield value
         elif field.GetOptions().Extensions[options_pb2.secret]:
-            yield from (each.encode() for each in value)
+            yield from (each.encode() for each in ([value] if isinstance(value, str) else value))
         elif field.message_type and not field.message_type.GetOptions().map_entry:
             nested = [value] if hasattr(value, "ListFields") else value
             for each in nested:

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 ECDSA = {"signing_algorithm": "ECDSA_SHA_256", "message": hashlib.sha256(b"sample").digest()}
+NO_STORE = {"custom_key_store_id": "cks-00000000000000000"}
 HMAC = {"mac_algorithm": "HMAC_SHA_256", "message": b"sample message"}
 GRANTEE = "arn:aws:iam::111122223333:user/sample"
 
@@ -99,4 +100,16 @@ class Samples:
                 "key_agreement_algorithm": "ECDH",
                 "public_key": there["peer"],
             },
+            # The store and the cluster are nobody's: test_key_stores has real ones.
+            "CreateCustomKeyStore": {
+                "custom_key_store_name": "sample",
+                "cloud_hsm_cluster_id": "cluster-aaaaaaaaaaa",
+                "trust_anchor_certificate": "sample",
+                "key_store_password": "sample password",
+            },
+            "ConnectCustomKeyStore": NO_STORE,
+            "DisconnectCustomKeyStore": NO_STORE,
+            "UpdateCustomKeyStore": {**NO_STORE, "new_custom_key_store_name": "sample"},
+            "DeleteCustomKeyStore": NO_STORE,
+            "DescribeCustomKeyStores": {},
         }[operation]

@@ -75,6 +75,12 @@ rpcs! { kms "kms.v1.KeyManagementService":
     "TagResource" TagResourceRequest TagResourceResponse,
     "UntagResource" UntagResourceRequest UntagResourceResponse,
     "ListResourceTags" ListResourceTagsRequest ListResourceTagsResponse,
+    "CreateCustomKeyStore" CreateCustomKeyStoreRequest CreateCustomKeyStoreResponse,
+    "ConnectCustomKeyStore" ConnectCustomKeyStoreRequest ConnectCustomKeyStoreResponse,
+    "DisconnectCustomKeyStore" DisconnectCustomKeyStoreRequest DisconnectCustomKeyStoreResponse,
+    "UpdateCustomKeyStore" UpdateCustomKeyStoreRequest UpdateCustomKeyStoreResponse,
+    "DeleteCustomKeyStore" DeleteCustomKeyStoreRequest DeleteCustomKeyStoreResponse,
+    "DescribeCustomKeyStores" DescribeCustomKeyStoresRequest DescribeCustomKeyStoresResponse,
 }
 rpcs! { cloudtrail "cloudtrail.v1.CloudTrailService":
     "LookupEvents" LookupEventsRequest LookupEventsResponse,
@@ -82,6 +88,10 @@ rpcs! { cloudtrail "cloudtrail.v1.CloudTrailService":
 }
 rpcs! { hsm "hsm.v1.HsmService":
     "ListMembers" ListMembersRequest ListMembersResponse,
+    "CreateCluster" CreateClusterRequest CreateClusterResponse,
+    "InitializeCluster" InitializeClusterRequest InitializeClusterResponse,
+    "DescribeClusters" DescribeClustersRequest DescribeClustersResponse,
+    "DeleteCluster" DeleteClusterRequest DeleteClusterResponse,
 }
 rpcs! { admin "admin.v1.AdminService":
     "RecoverKeyPolicy" RecoverKeyPolicyRequest RecoverKeyPolicyResponse,
