@@ -85,6 +85,7 @@ fn command() -> Command {
     <Cli as clap::CommandFactory>::command()
         .subcommand(cli::kms_command())
         .subcommand(cli::events_command())
+        .subcommand(cli::trail_command())
         .subcommand(hsm)
         .subcommand(cli::admin_command())
 }
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
     let outcome = match matches.subcommand() {
         Some(("kms", matches)) => client(cli::run_kms(matches)),
         Some(("events", matches)) => client(cli::run_events(matches)),
+        Some(("trail", matches)) => client(cli::run_trail(matches)),
         Some(("admin", matches)) => client(cli::run_admin(matches)),
         Some(("hsm", hsm)) => match hsm.subcommand() {
             Some(("list", matches)) => client(cli::run_hsm_list(matches)),

@@ -373,7 +373,7 @@ impl Registry {
                     let group = grant::group_of(&id.id).unwrap_or_default().to_owned();
                     self.grants.invalidate(&RowId { id: group, ..id.clone() });
                 }
-                Kind::Intent | Kind::System => (),
+                Kind::Intent | Kind::System | Kind::Trail | Kind::Delivery | Kind::DigestKey => (),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The clients: `strongroom kms`, `events`, `hsm list` and `admin`, over gRPC.
+//! The clients: `strongroom kms`, `events`, `trail`, `hsm list` and `admin`, over gRPC.
 //!
 //! The commands are made at run time from the protobuf descriptors: an
 //! operation that is added to proto/ has its command, its flags, its help (the
@@ -15,7 +15,7 @@
 //! | Code | Meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | `events verify` has findings |
+//! | 1 | `events verify` or `trail verify` has findings |
 //! | 2 | the command line or a value on it is wrong |
 //! | 130 | interrupted (`events tail`) |
 //! | 141 | standard output was closed |
@@ -42,6 +42,7 @@ mod shorthand;
 #[cfg(test)]
 mod testing;
 mod time;
+mod trail;
 mod values;
 
 use call::ServiceError;
@@ -65,6 +66,16 @@ pub fn admin_command() -> Command {
 /// Runs what [`admin_command`] matched; errors are printed to standard error.
 pub async fn run_admin(matches: &ArgMatches) -> ExitCode {
     exit_code(operation::run(Service::Admin, matches).await)
+}
+
+/// `strongroom trail`: every operation of CloudTrailService, and verify.
+pub fn trail_command() -> Command {
+    trail::command()
+}
+
+/// Runs what [`trail_command`] matched; errors are printed to standard error.
+pub async fn run_trail(matches: &ArgMatches) -> ExitCode {
+    exit_code(trail::run(matches).await)
 }
 
 /// `strongroom events`: tail, lookup and verify.

@@ -8,6 +8,7 @@ mod alias;
 mod cipher;
 mod data_key;
 mod deletion;
+mod digest_keys;
 pub mod events;
 mod grant;
 mod hsm;
@@ -19,6 +20,10 @@ mod random;
 mod rotation;
 mod signature;
 mod tag;
+mod trail;
+mod trail_logging;
+mod trail_selectors;
+mod trail_tags;
 
 use crate::operation::Operation;
 use crate::wire::json::Json;
@@ -58,6 +63,11 @@ operations! {
     policy: GetKeyPolicy PutKeyPolicy ListKeyPolicies,
     tag: TagResource UntagResource ListResourceTags,
     events: LookupEvents VerifyEvents,
+    trail: CreateTrail UpdateTrail DeleteTrail GetTrail DescribeTrails ListTrails,
+    trail_logging: StartLogging StopLogging GetTrailStatus,
+    trail_selectors: PutEventSelectors GetEventSelectors,
+    trail_tags: AddTags RemoveTags ListTags,
+    digest_keys: ListPublicKeys RotateDigestKey,
     hsm: ListMembers,
     admin: RecoverKeyPolicy ConfirmClock,
 }

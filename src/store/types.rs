@@ -21,6 +21,12 @@ pub enum Kind {
     Intent,
     /// What the daemon keeps about itself: identity, wrapping keys.
     System,
+    /// A trail: its settings, selectors, tags and whether it logs.
+    Trail,
+    /// How far a trail's delivery is. The id is the trail's.
+    Delivery,
+    /// A key that signs digests. The id is its fingerprint.
+    DigestKey,
 }
 
 impl Kind {
@@ -33,6 +39,9 @@ impl Kind {
             Kind::Grant => "grant",
             Kind::Intent => "intent",
             Kind::System => "system",
+            Kind::Trail => "trail",
+            Kind::Delivery => "delivery",
+            Kind::DigestKey => "digest-key",
         }
     }
 }

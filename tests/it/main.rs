@@ -29,4 +29,5 @@ mod store;
 mod store_sqlite;
 mod support;
 mod tamper;
+mod trail;
 mod transport;
