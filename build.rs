@@ -177,7 +177,7 @@ impl<'a> Forms<'a> {
             Kind::Message(_) => format!("crate::conditions::time_text({value}).into()"),
             _ => format!("{value}.to_string().into()"),
         };
-        let rust = field.name();
+        let rust = rust_field(field);
         let is_tag = |kind: &Kind| matches!(kind, Kind::Message(message) if message.name() == "Tag");
         let (given, value) = if field.is_map() {
             (format!("!self.{rust}.is_empty()"), format!("BroughtValue::Map(&self.{rust})"))
@@ -212,7 +212,7 @@ impl<'a> Forms<'a> {
     /// The limits of one field.
     fn check(&mut self, code: &mut String, field: &FieldDescriptor) -> Result<(), Error> {
         let limits = self.limits(field);
-        let (rust, name) = (field.name(), event_name(self.pool, field));
+        let (rust, name) = (rust_field(field), event_name(self.pool, field));
         if let Some(exception) = self.refused(field) {
             let given = match field.kind() {
                 _ if field.is_list() => format!("!self.{rust}.is_empty()"),
@@ -311,7 +311,7 @@ impl<'a> Forms<'a> {
 
     /// One entry of the event form. Bytes and secrets have none.
     fn entry(&self, code: &mut String, field: &FieldDescriptor) -> Result<(), Error> {
-        let (rust, name) = (field.name(), event_name(self.pool, field));
+        let (rust, name) = (rust_field(field), event_name(self.pool, field));
         if self.flag(field, "secret") || field.kind() == Kind::Bytes {
             return Ok(());
         }
@@ -449,6 +449,14 @@ fn event_name(pool: &DescriptorPool, field: &FieldDescriptor) -> String {
         .filter(|extension| options.has_extension(extension))
         .and_then(|extension| options.get_extension(&extension).as_str().map(str::to_owned))
         .unwrap_or_else(|| field.name().to_lower_camel_case())
+}
+
+/// The name of a member where Rust has the word itself: `r#type`.
+fn rust_field(field: &FieldDescriptor) -> String {
+    match field.name() {
+        "type" => "r#type".to_owned(),
+        name => name.to_owned(),
+    }
 }
 
 /// `strongroom.kms.v1` + `KeySpec` → `crate::proto::strongroom::kms::v1::KeySpec`.

@@ -41,7 +41,7 @@ impl Writer<'_> {
         let path = rust_path(message.package_name(), message.name());
         let (mut reads, mut writes) = (String::new(), String::new());
         for field in message.fields() {
-            let (rust, name) = (field.name(), self.name(&field));
+            let (rust, name) = (super::rust_field(&field), self.name(&field));
             let read = self.read(&field)?;
             writeln!(reads, "{name:?} => self.{rust} = {read},")?;
             writes.push_str(&self.write(&field, &name)?);
@@ -112,7 +112,7 @@ impl Writer<'_> {
 
     /// Statements that write the field as the member `name`.
     fn write(&self, field: &FieldDescriptor, name: &str) -> Result<String, Error> {
-        let rust = field.name();
+        let rust = super::rust_field(field);
         let one = match field.kind() {
             Kind::Bytes => "Base64(value)".to_owned(),
             Kind::Enum(each) => format!("{}::text_of(*value)", rust_path(each.package_name(), each.name())),

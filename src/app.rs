@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::history::History;
+use crate::audit::trail::Trails;
 use crate::brakes::Brakes;
 use crate::config::Directory;
 use crate::hsm::ClusterIdentity;
@@ -37,6 +38,8 @@ pub struct App {
     pub identity: ClusterIdentity,
     /// The index of events.
     pub history: Arc<History>,
+    /// What trails need while they run.
+    pub trails: Trails,
     /// What time it is.
     pub clock: Clock,
     /// Calls that run.

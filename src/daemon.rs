@@ -29,6 +29,7 @@ use crate::api::tls::{ClientCaSettings, TlsSettings, TlsState};
 use crate::app::{App, Clock, Unrecorded};
 use crate::audit::head;
 use crate::audit::history::History;
+use crate::audit::trail::{self, Trails};
 use crate::brakes::{self, Brakes};
 use crate::caller::{Credential, Principal};
 use crate::config::{Config, Flags, Loaded, LogFormat, restart_needed};
@@ -220,6 +221,7 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
         key_stores,
         identity,
         history,
+        trails: Trails::new(config.trail.clone(), &config.region),
         clock: Clock,
         tasks: TaskTracker::new(),
         directory: ArcSwap::from_pointee(loaded.directory.clone()),
@@ -309,6 +311,7 @@ impl Background {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(jobs::run(app.clone(), stop.clone()));
+        tasks.spawn(trail::run(app.clone(), stop.clone()));
         let (head_app, head_stop) = (app.clone(), stop.clone());
         tasks.spawn(async move { head::run(&head_app, head_stop).await });
         let (members_app, members_stop) = (app.clone(), stop.clone());

@@ -86,6 +86,7 @@ fn command() -> Command {
     <Cli as clap::CommandFactory>::command()
         .subcommand(cli::kms_command())
         .subcommand(cli::events_command())
+        .subcommand(cli::trail_command())
         .subcommand(hsm)
         .subcommand(cli::policy_command())
         .subcommand(cli::admin_command())
@@ -97,6 +98,7 @@ fn main() -> ExitCode {
         Some(("kms", matches)) => client(cli::run_kms(matches)),
         Some(("events", matches)) => client(cli::run_events(matches)),
         Some(("policy", matches)) => client(cli::run_policy(matches)),
+        Some(("trail", matches)) => client(cli::run_trail(matches)),
         Some(("admin", matches)) => client(cli::run_admin(matches)),
         Some(("hsm", hsm)) => match hsm.subcommand() {
             Some(("list", matches)) => client(cli::run_hsm_list(matches)),

@@ -377,7 +377,14 @@ impl Registry {
                     let group = grant::group_of(&id.id).unwrap_or_default().to_owned();
                     self.grants.invalidate(&RowId { id: group, ..id.clone() });
                 }
-                Kind::KeyStore | Kind::KeyStoreName | Kind::Cluster | Kind::Intent | Kind::System => (),
+                Kind::KeyStore
+                | Kind::KeyStoreName
+                | Kind::Cluster
+                | Kind::Intent
+                | Kind::System
+                | Kind::Trail
+                | Kind::Delivery
+                | Kind::DigestKey => (),
             }
         }
     }

@@ -4,4 +4,5 @@ pub mod head;
 pub mod history;
 pub mod record;
 pub mod stream;
+pub mod trail;
 pub mod verify;

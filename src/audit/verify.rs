@@ -18,7 +18,17 @@ const READ_ROWS: u32 = 512;
 /// How often a row that does not fit is looked at again.
 const LOOKS: usize = 3;
 /// The kinds of rows that carry a MAC.
-const SEALED: [Kind; 6] = [Kind::Key, Kind::BackingKey, Kind::Alias, Kind::Grant, Kind::Intent, Kind::System];
+const SEALED: [Kind; 9] = [
+    Kind::Key,
+    Kind::BackingKey,
+    Kind::Alias,
+    Kind::Grant,
+    Kind::Intent,
+    Kind::System,
+    Kind::Trail,
+    Kind::Delivery,
+    Kind::DigestKey,
+];
 
 /// Checks everything, and has rows refused that the log contradicts;
 /// `expected` is a head that was kept outside.

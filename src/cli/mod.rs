@@ -1,4 +1,4 @@
-//! The clients: `strongroom kms`, `events`, `hsm list`, `policy` and `admin`, over gRPC.
+//! The clients: `strongroom kms`, `events`, `trail`, `hsm`, `policy` and `admin`, over gRPC.
 //!
 //! The commands are made at run time from the protobuf descriptors: an
 //! operation that is added to proto/ has its command, its flags, its help (the
@@ -15,7 +15,7 @@
 //! | Code | Meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | `events verify` has findings; `policy explain` tells that access is denied |
+//! | 1 | `events verify` or `trail verify` has findings; `policy explain` tells that access is denied |
 //! | 2 | the command line or a value on it is wrong |
 //! | 130 | interrupted (`events tail`) |
 //! | 141 | standard output was closed |
@@ -43,6 +43,7 @@ mod shorthand;
 #[cfg(test)]
 mod testing;
 mod time;
+mod trail;
 mod values;
 
 use call::ServiceError;
@@ -76,6 +77,16 @@ pub fn policy_command() -> Command {
 /// Runs what [`policy_command`] matched; errors are printed to standard error.
 pub async fn run_policy(matches: &ArgMatches) -> ExitCode {
     exit_code(policy::run(matches).await)
+}
+
+/// `strongroom trail`: every operation of CloudTrailService, and verify.
+pub fn trail_command() -> Command {
+    trail::command()
+}
+
+/// Runs what [`trail_command`] matched; errors are printed to standard error.
+pub async fn run_trail(matches: &ArgMatches) -> ExitCode {
+    exit_code(trail::run(matches).await)
 }
 
 /// `strongroom events`: tail, lookup and verify.

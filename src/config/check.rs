@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::error::{ConfigError, Key, Problem};
 use super::layers::Layers;
-use super::settings::Config;
+use super::settings::{Config, TrailSettings};
 use crate::operation::Service;
 
 /// The problems found so far.
@@ -71,6 +71,7 @@ pub(super) fn settings(config: &Config, report: &mut Report<'_>) {
         let remedy = "remove it, or let aws.address be a loopback address such as 127.0.0.1:8080";
         report.add(&Key::of("aws.plaintext"), text, remedy);
     }
+    trail(&config.trail, report);
     for (name, module) in &config.modules {
         if !module.library.is_file() {
             let key = Key::of("modules").field(name).field("library");
@@ -134,6 +135,20 @@ fn socket(config: &Config, report: &mut Report<'_>) {
         let text =
             format!("is longer than {SOCKET_PATH_BYTES_MAX} bytes, more than a Unix socket's path may be");
         report.add(&Key::of("grpc.unix_socket"), text, "write a shorter path");
+    }
+}
+
+/// The names of digests have whole seconds.
+fn trail(settings: &TrailSettings, report: &mut Report<'_>) {
+    if !settings.digest_interval.as_millis().is_multiple_of(1_000) {
+        report.add(&Key::of("trail.digest_interval"), "is not whole seconds", "write such as \"1h\"");
+    }
+    if settings.file_bytes_max == 0 {
+        report.add(&Key::of("trail.file_bytes_max"), "is 0", "write a whole number of at least 1");
+    }
+    if settings.s3.access_key_id.is_some() != settings.s3.secret_access_key_file.is_some() {
+        let text = "access_key_id and secret_access_key_file belong together";
+        report.add(&Key::of("trail.s3"), text, "write both or neither");
     }
 }
 

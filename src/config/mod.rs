@@ -83,6 +83,8 @@ impl Config {
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let mut paths = vec![&mut self.data_dir, &mut self.tls.certificate, &mut self.tls.key];
         paths.extend(&mut self.grpc.unix_socket);
+        paths.extend(&mut self.trail.folder);
+        paths.extend(&mut self.trail.s3.secret_access_key_file);
         for ca in self.tls.client_cas.values_mut() {
             paths.push(&mut ca.file);
             paths.extend(&mut ca.crl);
@@ -122,6 +124,7 @@ pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
         ("aws.plaintext", old.aws.plaintext != new.aws.plaintext),
         ("http.address", old.http.address != new.http.address),
         ("store", old.store != new.store),
+        ("trail", old.trail != new.trail),
         ("hsm", old.hsm != new.hsm),
         ("modules", old.modules != new.modules),
         ("log", old.log != new.log),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,9 @@ pub struct Config {
     /// The store.
     #[serde(default)]
     pub store: StoreSettings,
+    /// How trails deliver.
+    #[serde(default)]
+    pub trail: TrailSettings,
     /// Limits of the HSM layer.
     #[serde(default)]
     pub hsm: ClusterSettings,
@@ -259,6 +263,71 @@ pub struct StoreSettings {
 impl Default for StoreSettings {
     fn default() -> Self {
         StoreSettings { min_free_bytes: 64 * 1024 * 1024, commit_timeout_ms: 10_000 }
+    }
+}
+
+/// `[trail]`: where buckets are, and how often trails deliver into them. Times
+/// are seconds, or a number with one of ms, s, m, h and d (`"5m"`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrailSettings {
+    /// Time between two log files. Default `"5m"`.
+    #[serde(with = "values::interval")]
+    pub delivery_interval: Duration,
+    /// The hours of a digest; whole seconds. Default `"1h"`.
+    #[serde(with = "values::interval")]
+    pub digest_interval: Duration,
+    /// How long one key signs digests. Default `"365d"`.
+    #[serde(with = "values::interval")]
+    pub digest_key_lifetime: Duration,
+    /// The records of one log file, before compression. Default 33554432 bytes.
+    pub file_bytes_max: u64,
+    /// Buckets are folders in this one, and there is no S3. Default: none.
+    pub folder: Option<PathBuf>,
+    /// Where S3 is.
+    pub s3: S3Settings,
+}
+
+impl Default for TrailSettings {
+    fn default() -> Self {
+        TrailSettings {
+            delivery_interval: Duration::from_secs(5 * 60),
+            digest_interval: Duration::from_secs(3600),
+            digest_key_lifetime: Duration::from_secs(365 * 24 * 3600),
+            file_bytes_max: 32 << 20,
+            folder: None,
+            s3: S3Settings::default(),
+        }
+    }
+}
+
+/// `[trail.s3]`. What is absent is as AWS's environment says (AWS_REGION,
+/// AWS_ACCESS_KEY_ID, a container's or an instance's credentials, …).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct S3Settings {
+    /// The store's URL. Default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, or AWS.
+    pub endpoint: Option<String>,
+    /// Its Region. Default: AWS_REGION, AWS_DEFAULT_REGION, or the daemon's.
+    pub region: Option<String>,
+    /// Whether the bucket is in the path rather than in the host's name.
+    /// Default `true`.
+    pub path_style: bool,
+    /// The access key's id; only with `secret_access_key_file`.
+    pub access_key_id: Option<String>,
+    /// A file with the secret access key.
+    pub secret_access_key_file: Option<PathBuf>,
+}
+
+impl Default for S3Settings {
+    fn default() -> Self {
+        S3Settings {
+            endpoint: None,
+            region: None,
+            path_style: true,
+            access_key_id: None,
+            secret_access_key_file: None,
+        }
     }
 }
 

@@ -79,6 +79,66 @@ pub fn check_region(text: &str) -> Result<(), &'static str> {
     }
 }
 
+/// A time: whole seconds, or a number with its unit (`"5m"`).
+pub(super) mod interval {
+    use std::time::Duration;
+
+    use serde::de::{self, Deserializer, Visitor};
+    use serde::ser::Serializer;
+
+    /// In milliseconds; `ms` before `s` and `m`, whose ends they share.
+    const UNITS: [(&str, u64); 5] =
+        [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    /// Ten years: longer times overflow what the clock can add.
+    const MS_MAX: u64 = 3_650 * 86_400_000;
+    const REMEDY: &str = "is not a time from 1 ms to 3650 days; write a number with its unit, such as \"5m\"";
+
+    pub fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        let ms = u64::try_from(time.as_millis()).unwrap_or(MS_MAX);
+        let unit = UNITS.iter().rev().find(|(_, unit)| ms % unit == 0);
+        let (unit, size) = unit.copied().unwrap_or(("ms", 1));
+        serializer.collect_str(&format_args!("{}{unit}", ms / size))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        deserializer.deserialize_any(Time)
+    }
+
+    struct Time;
+
+    impl Visitor<'_> for Time {
+        type Value = Duration;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a time such as \"5m\"")
+        }
+
+        fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Duration, E> {
+            checked(seconds, 1_000)
+        }
+
+        fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Duration, E> {
+            checked(u64::try_from(seconds).unwrap_or(0), 1_000)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+            let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+            let (number, unit) = text.split_at(split);
+            let unit = if unit.is_empty() { "s" } else { unit.trim() };
+            let size = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, size)| *size);
+            match (number.parse(), size) {
+                (Ok(number), Some(size)) => checked(number, size),
+                _ => Err(E::custom(REMEDY)),
+            }
+        }
+    }
+
+    fn checked<E: de::Error>(number: u64, unit: u64) -> Result<Duration, E> {
+        let ms = number.checked_mul(unit).filter(|ms| (1..=MS_MAX).contains(ms));
+        ms.map(Duration::from_millis).ok_or_else(|| E::custom(REMEDY))
+    }
+}
+
 /// `IP:PORT`.
 pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     String::deserialize(deserializer)?

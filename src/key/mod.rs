@@ -10,7 +10,7 @@ mod state;
 
 pub use ciphertext::{Ciphertext, Header};
 pub use grant::Grant;
-pub use rows::{Alias, BackingKey, DAY_MS, Deletion, Key, Rotated, Rotation};
+pub use rows::{Alias, BackingKey, DAY_MS, Deletion, Key, Rotated, Rotation, StoredHome};
 pub use state::{Stage, check};
 
 use crate::store::RowId;

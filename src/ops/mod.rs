@@ -9,6 +9,7 @@ mod cipher;
 mod cluster;
 mod data_key;
 mod deletion;
+mod digest_keys;
 pub mod events;
 mod explain;
 mod grant;
@@ -22,6 +23,10 @@ mod random;
 mod rotation;
 mod signature;
 mod tag;
+mod trail;
+mod trail_logging;
+mod trail_selectors;
+mod trail_tags;
 
 use crate::operation::Operation;
 use crate::wire::json::Json;
@@ -62,6 +67,11 @@ operations! {
     tag: TagResource UntagResource ListResourceTags,
     events: LookupEvents VerifyEvents,
     key_store: CreateCustomKeyStore ConnectCustomKeyStore DisconnectCustomKeyStore UpdateCustomKeyStore DeleteCustomKeyStore DescribeCustomKeyStores,
+    trail: CreateTrail UpdateTrail DeleteTrail GetTrail DescribeTrails ListTrails,
+    trail_logging: StartLogging StopLogging GetTrailStatus,
+    trail_selectors: PutEventSelectors GetEventSelectors,
+    trail_tags: AddTags RemoveTags ListTags,
+    digest_keys: ListPublicKeys RotateDigestKey,
     hsm: ListMembers,
     cluster: CreateCluster InitializeCluster DescribeClusters DeleteCluster,
     admin: RecoverKeyPolicy ConfirmClock,

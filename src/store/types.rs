@@ -28,6 +28,12 @@ pub enum Kind {
     Intent,
     /// What the daemon keeps about itself: identity, wrapping keys.
     System,
+    /// A trail: its settings, selectors, tags and whether it logs.
+    Trail,
+    /// How far a trail's delivery is. The id is the trail's.
+    Delivery,
+    /// A key that signs digests. The id is its fingerprint.
+    DigestKey,
 }
 
 impl Kind {
@@ -43,6 +49,9 @@ impl Kind {
             Kind::Cluster => "cluster",
             Kind::Intent => "intent",
             Kind::System => "system",
+            Kind::Trail => "trail",
+            Kind::Delivery => "delivery",
+            Kind::DigestKey => "digest-key",
         }
     }
 }

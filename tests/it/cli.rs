@@ -39,8 +39,13 @@ fn every_operation_has_its_command() {
 /// the output's.
 #[test]
 fn the_commands_are_sound() {
-    for command in [cli::kms_command(), cli::events_command(), cli::admin_command(), cli::hsm_list_command()]
-    {
+    for command in [
+        cli::kms_command(),
+        cli::events_command(),
+        cli::trail_command(),
+        cli::admin_command(),
+        cli::hsm_list_command(),
+    ] {
         Command::new("strongroom").subcommand(command).debug_assert();
     }
 }

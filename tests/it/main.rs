@@ -30,4 +30,5 @@ mod store;
 mod store_sqlite;
 mod support;
 mod tamper;
+mod trail;
 mod transport;

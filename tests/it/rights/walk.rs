@@ -74,6 +74,22 @@ const REQUESTS: &[(&str, &str)] = &[
     ("UpdateCustomKeyStore", r#"{"customKeyStoreId": "cks-1"}"#),
     ("DeleteCustomKeyStore", r#"{"customKeyStoreId": "cks-1"}"#),
     ("DescribeCustomKeyStores", "{}"),
+    ("CreateTrail", r#"{"name": "new", "s3BucketName": "bucket"}"#),
+    ("UpdateTrail", r#"{"name": "old"}"#),
+    ("DeleteTrail", r#"{"name": "old"}"#),
+    ("GetTrail", r#"{"name": "old"}"#),
+    ("DescribeTrails", "{}"),
+    ("ListTrails", "{}"),
+    ("GetTrailStatus", r#"{"name": "old"}"#),
+    ("StartLogging", r#"{"name": "old"}"#),
+    ("StopLogging", r#"{"name": "old"}"#),
+    ("PutEventSelectors", r#"{"trailName": "old"}"#),
+    ("GetEventSelectors", r#"{"trailName": "old"}"#),
+    ("ListPublicKeys", "{}"),
+    ("AddTags", r#"{"resourceId": "TRAIL"}"#),
+    ("RemoveTags", r#"{"resourceId": "TRAIL"}"#),
+    ("ListTags", r#"{"resourceIdList": ["TRAIL"]}"#),
+    ("RotateDigestKey", "{}"),
     ("ListMembers", "{}"),
     (
         "CreateCluster",
@@ -89,6 +105,8 @@ const REQUESTS: &[(&str, &str)] = &[
     ),
     ("ConfirmClock", "{}"),
 ];
+
+const TRAIL: &str = "arn:aws:cloudtrail:us-east-1:111122223333:trail/old";
 
 /// An operation's method and its request.
 pub struct Call {
@@ -159,7 +177,8 @@ pub fn calls(key: &str, blob: &[u8], grant: &str) -> Vec<Call> {
 
     let call = |(name, json): &(&str, &str)| {
         let method = methods[*name].clone();
-        let json = json.replace("KEY", key).replace("BLOB", &blob).replace("GRANT", grant);
+        let json =
+            json.replace("KEY", key).replace("BLOB", &blob).replace("GRANT", grant).replace("TRAIL", TRAIL);
         let mut reader = serde_json::Deserializer::from_str(&json);
         let request = DynamicMessage::deserialize(method.input(), &mut reader).expect(name);
         Call { method, request }

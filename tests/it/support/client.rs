@@ -85,6 +85,20 @@ rpcs! { kms "kms.v1.KeyManagementService":
 rpcs! { cloudtrail "cloudtrail.v1.CloudTrailService":
     "LookupEvents" LookupEventsRequest LookupEventsResponse,
     "VerifyEvents" VerifyEventsRequest VerifyEventsResponse,
+    "CreateTrail" CreateTrailRequest CreateTrailResponse,
+    "UpdateTrail" UpdateTrailRequest UpdateTrailResponse,
+    "DeleteTrail" DeleteTrailRequest DeleteTrailResponse,
+    "GetTrail" GetTrailRequest GetTrailResponse,
+    "DescribeTrails" DescribeTrailsRequest DescribeTrailsResponse,
+    "GetTrailStatus" GetTrailStatusRequest GetTrailStatusResponse,
+    "StartLogging" StartLoggingRequest StartLoggingResponse,
+    "StopLogging" StopLoggingRequest StopLoggingResponse,
+    "PutEventSelectors" PutEventSelectorsRequest PutEventSelectorsResponse,
+    "ListPublicKeys" ListPublicKeysRequest ListPublicKeysResponse,
+    "AddTags" AddTagsRequest AddTagsResponse,
+    "RemoveTags" RemoveTagsRequest RemoveTagsResponse,
+    "ListTags" ListTagsRequest ListTagsResponse,
+    "RotateDigestKey" RotateDigestKeyRequest RotateDigestKeyResponse,
 }
 rpcs! { hsm "hsm.v1.HsmService":
     "ListMembers" ListMembersRequest ListMembersResponse,

@@ -1,0 +1,133 @@
+//! The rows of trails, as JSON in the store.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::digest::Chains;
+use super::log_file::Pending;
+use super::selector::Selectors;
+use crate::hsm::{BackingId, Blob};
+use crate::key::StoredHome;
+use crate::registry::Stored;
+use crate::store::{Kind, Position};
+
+/// A trail. Its home Region, account and name are the row's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trail {
+    /// S3BucketName.
+    pub bucket: String,
+    /// S3KeyPrefix.
+    pub prefix: Option<String>,
+    /// IncludeGlobalServiceEvents.
+    pub global_events: bool,
+    /// IsMultiRegionTrail.
+    pub multi_region: bool,
+    /// LogFileValidationEnabled.
+    pub validation: bool,
+    /// KmsKeyId, for SSE-KMS.
+    pub kms_key_id: Option<String>,
+    /// IsOrganizationTrail.
+    pub organization: bool,
+    /// Which events it delivers.
+    pub selectors: Selectors,
+    /// Tags.
+    pub tags: BTreeMap<String, String>,
+    /// Whether it logs.
+    pub logging: Logging,
+}
+
+impl Stored for Trail {
+    const KIND: Kind = Kind::Trail;
+}
+
+/// When a trail logged.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Logging {
+    /// Whether it does now.
+    pub on: bool,
+    /// The last StartLogging, milliseconds since the epoch.
+    pub started_ms: Option<i64>,
+    /// The last StopLogging.
+    pub stopped_ms: Option<i64>,
+    /// When it did not, for events that are not yet delivered; the oldest first.
+    pub pauses: Vec<Pause>,
+}
+
+/// A time without logging, milliseconds since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// The first that is not logged.
+    pub from_ms: i64,
+    /// The first that is logged again; none while it lasts.
+    pub until_ms: Option<i64>,
+}
+
+impl Pause {
+    /// Whether an event falls into it.
+    pub fn contains(&self, time_ms: i64) -> bool {
+        self.from_ms <= time_ms && self.until_ms.is_none_or(|until| time_ms < until)
+    }
+}
+
+/// How far a reader of the log is: the last sequence of each writer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor(BTreeMap<u32, u64>);
+
+impl Cursor {
+    /// The last position of a writer that was read.
+    pub fn of(&self, writer: u32) -> Position {
+        Position { writer, sequence: self.0.get(&writer).copied().unwrap_or(0) }
+    }
+
+    /// Moves behind an event.
+    pub fn pass(&mut self, position: Position) {
+        self.0.insert(position.writer, position.sequence);
+    }
+
+    /// The writers that it has read something of.
+    pub fn writers(&self) -> impl Iterator<Item = u32> {
+        self.0.keys().copied()
+    }
+}
+
+/// How far a trail's delivery is. It moves without events, which would have to
+/// be delivered themselves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// The last events that are in delivered files, or in none.
+    pub cursor: Cursor,
+    /// Files that are being written.
+    pub pending: Option<Pending>,
+    /// When the last range of events was taken, milliseconds since the epoch.
+    pub taken_ms: i64,
+    /// When the last file was delivered.
+    pub delivered_ms: Option<i64>,
+    /// The digests; none where the trail has no validation.
+    pub chains: Option<Chains>,
+    /// When the last digest was delivered.
+    pub digested_ms: Option<i64>,
+}
+
+impl Stored for Delivery {
+    const KIND: Kind = Kind::Delivery;
+}
+
+/// An RSA key that signs digests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DigestKey {
+    /// The HSM's name of it.
+    pub id: BackingId,
+    /// Where it lives.
+    pub home: StoredHome,
+    /// DER RSAPublicKey (PKCS #1).
+    pub public_key: Blob,
+    /// From when it signs, milliseconds since the epoch.
+    pub from_ms: i64,
+    /// Until when.
+    pub until_ms: i64,
+}
+
+impl Stored for DigestKey {
+    const KIND: Kind = Kind::DigestKey;
+}
