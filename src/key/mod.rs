@@ -10,7 +10,10 @@ mod state;
 
 pub use ciphertext::{Ciphertext, Header};
 pub use grant::Grant;
-pub use rows::{Alias, BackingKey, DAY_MS, Deletion, Key, Rotated, Rotation};
+pub use rows::{
+    Alias, BackingKey, DAY_MS, Deletion, Expiration, Import, ImportParameters, Key, Rotated, Rotation,
+    StoredHome,
+};
 pub use state::{Stage, check};
 
 use crate::store::RowId;

@@ -4,7 +4,7 @@ use super::material::public_key;
 use super::policy::acceptable;
 use super::prelude::*;
 use super::tag::tags;
-use crate::hsm::{Cluster, HsmError};
+use crate::hsm::{Cluster, HsmError, Residence};
 use crate::key::Key as KeyRow;
 use crate::material;
 use crate::policy;
@@ -63,7 +63,8 @@ impl Operation for CreateKey {
             spec,
             request.key_usage.map(|_| choice(request.key_usage, kms::KeyUsageType::Unspecified)),
         )?;
-        check_origin(choice(request.origin, kms::OriginType::AwsKms))?;
+        let origin = choice(request.origin, kms::OriginType::AwsKms);
+        check_origin(origin)?;
         let tags = tags(&request.tags)?;
         if !tags.is_empty() {
             call.authorise("kms:TagResource", account.into_inner()).await?;
@@ -71,6 +72,9 @@ impl Operation for CreateKey {
         let policy = key_policy(call, request)?;
         let cluster = call.default_cluster()?.clone();
         check_capability(&cluster, spec, usage)?;
+        if origin == kms::OriginType::External {
+            check_imports(&cluster, spec)?;
+        }
         room(call).await?;
 
         let row = RowId {
@@ -82,8 +86,8 @@ impl Operation for CreateKey {
         let mut key = KeyRow {
             spec,
             usage,
-            state: kms::KeyState::Enabled,
-            origin: kms::OriginType::AwsKms,
+            state: kms::KeyState::PendingImport,
+            origin,
             manager: kms::KeyManagerType::Customer,
             description: request.description.clone().unwrap_or_default(),
             created_ms: call.now_ms,
@@ -91,14 +95,19 @@ impl Operation for CreateKey {
             policy,
             tags,
             current: None,
+            pending: None,
+            expiration: None,
             rotation: None,
             rotations_on_demand: 0,
             custom_key_store_id: None,
         };
-        let version = material::make(&call.app, &cluster, &row, &key, call.now_ms, call.deadline).await?;
-        key.current = Some(version.id);
+        if origin != kms::OriginType::External {
+            let version = material::make(&call.app, &cluster, &row, &key, call.now_ms, call.deadline).await?;
+            key.state = kms::KeyState::Enabled;
+            key.current = Some(version.id);
+            version.drafts(&row)?.into_iter().for_each(|draft| call.change(draft));
+        }
         call.change(Draft::insert(row.clone(), &key)?);
-        version.drafts(&row)?.into_iter().for_each(|draft| call.change(draft));
         call.names(&row.account, &crate::key::arn_of_key(&row));
         Ok(kms::CreateKeyResponse { key_metadata: Some(metadata(call, &row, &key)) })
     }
@@ -180,7 +189,7 @@ impl Operation for UpdateKeyDescription {
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         let description = given(&request.description)?.clone();
-        update(call, &key, |key| key.description = description)?;
+        update(call, &key, Stage::Change, |key| key.description = description)?;
         Ok(kms::UpdateKeyDescriptionResponse {})
     }
 }
@@ -202,7 +211,7 @@ impl Operation for EnableKey {
     }
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        update(call, &key, |key| key.state = kms::KeyState::Enabled)?;
+        update(call, &key, Stage::Switch, |key| key.state = kms::KeyState::Enabled)?;
         Ok(kms::EnableKeyResponse {})
     }
 }
@@ -224,7 +233,7 @@ impl Operation for DisableKey {
     }
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        update(call, &key, |key| key.state = kms::KeyState::Disabled)?;
+        update(call, &key, Stage::Switch, |key| key.state = kms::KeyState::Disabled)?;
         Ok(kms::DisableKeyResponse {})
     }
 }
@@ -335,6 +344,8 @@ fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> kms::KeyMetadata {
         key_agreement_algorithms: numbers(spec::agreement_algorithms(key.usage)),
         mac_algorithms: numbers(spec::mac_algorithms(key.spec)),
         multi_region: Some(false),
+        expiration_model: key.expiration.map(|expiration| expiration_model(expiration.valid_to_ms) as i32),
+        valid_to: key.expiration.and_then(|expiration| expiration.valid_to_ms).map(timestamp),
         current_key_material_id: (key.spec == kms::KeySpec::SymmetricDefault)
             .then_some(key.current)
             .flatten()
@@ -343,9 +354,9 @@ fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> kms::KeyMetadata {
     }
 }
 
-/// Changes a key that is enabled or disabled.
-fn update(call: &mut Call, key: &LoadedKey, change: impl FnOnce(&mut KeyRow)) -> Result<()> {
-    call.check(Stage::Change, key)?;
+/// Changes a key in a state that allows it.
+fn update(call: &mut Call, key: &LoadedKey, stage: Stage, change: impl FnOnce(&mut KeyRow)) -> Result<()> {
+    call.check(stage, key)?;
     let mut value = key.held.value.clone();
     change(&mut value);
     call.change(Draft::replace(&key.held, &value)?);
@@ -381,16 +392,14 @@ fn key_spec(request: &kms::CreateKeyRequest) -> Result<kms::KeySpec> {
 
 fn check_origin(origin: kms::OriginType) -> Result<()> {
     match origin {
-        kms::OriginType::AwsKms => Ok(()),
+        kms::OriginType::AwsKms | kms::OriginType::External => Ok(()),
         kms::OriginType::AwsCloudhsm => {
             Err(Error::validation("Origin AWS_CLOUDHSM needs a CustomKeyStoreId."))
         }
-        kms::OriginType::External | kms::OriginType::ExternalKeyStore | kms::OriginType::Unspecified => {
-            Err(Error::new(
-                Exception::UnsupportedOperation,
-                format!("Origin {} is not supported.", origin.text()),
-            ))
-        }
+        kms::OriginType::ExternalKeyStore | kms::OriginType::Unspecified => Err(Error::new(
+            Exception::UnsupportedOperation,
+            format!("Origin {} is not supported.", origin.text()),
+        )),
     }
 }
 
@@ -412,6 +421,27 @@ async fn room(call: &Call) -> Result<()> {
             format!("Account {account} has as many keys as an account may have: {most}."),
         )),
         false => Ok(()),
+    }
+}
+
+/// ExpirationModel of material with this ValidTo.
+pub(super) fn expiration_model(valid_to_ms: Option<i64>) -> kms::ExpirationModelType {
+    match valid_to_ms {
+        Some(_) => kms::ExpirationModelType::KeyMaterialExpires,
+        None => kms::ExpirationModelType::KeyMaterialDoesNotExpire,
+    }
+}
+
+/// Imported material is kept wrapped, so a kind of key that the cluster cannot
+/// wrap is not imported.
+fn check_imports(cluster: &Cluster, spec: kms::KeySpec) -> Result<()> {
+    let residence = spec::material(spec).and_then(|material| cluster.residence(material));
+    match (spec, residence) {
+        (kms::KeySpec::MlDsa44 | kms::KeySpec::MlDsa65 | kms::KeySpec::MlDsa87, _) => {
+            Err(spec::unsupported(spec, "such key material cannot be imported"))
+        }
+        (_, Some(Residence::Wrapped)) => Ok(()),
+        _ => Err(spec::unsupported(spec, "the HSMs cannot wrap such key material, so it cannot be imported")),
     }
 }
 

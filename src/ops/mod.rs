@@ -11,6 +11,7 @@ mod deletion;
 pub mod events;
 mod grant;
 mod hsm;
+mod import;
 mod key;
 mod mac;
 mod material;
@@ -46,6 +47,7 @@ macro_rules! operations {
 operations! {
     key: CreateKey DescribeKey ListKeys UpdateKeyDescription EnableKey DisableKey GetPublicKey,
     deletion: ScheduleKeyDeletion CancelKeyDeletion,
+    import: GetParametersForImport ImportKeyMaterial DeleteImportedKeyMaterial,
     rotation: EnableKeyRotation DisableKeyRotation GetKeyRotationStatus RotateKeyOnDemand ListKeyRotations,
     alias: CreateAlias UpdateAlias DeleteAlias ListAliases,
     cipher: Encrypt Decrypt ReEncrypt,

@@ -17,6 +17,9 @@ pub enum Kind {
     Alias,
     /// A grant. Parent: the id of the key that it is for.
     Grant,
+    /// A wrapping key for an import, and its terms. Parent: the key's id. Due:
+    /// when it is no longer valid.
+    ImportParameters,
     /// What an HSM was asked to do that must be finished or undone.
     Intent,
     /// What the daemon keeps about itself: identity, wrapping keys.
@@ -24,6 +27,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether its rows go by themselves, without an event: they answer nobody.
+    pub fn is_passing(self) -> bool {
+        matches!(self, Kind::Intent | Kind::ImportParameters)
+    }
+
     /// The text in the database.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -31,6 +39,7 @@ impl Kind {
             Kind::BackingKey => "backing-key",
             Kind::Alias => "alias",
             Kind::Grant => "grant",
+            Kind::ImportParameters => "import-parameters",
             Kind::Intent => "intent",
             Kind::System => "system",
         }
