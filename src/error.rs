@@ -70,14 +70,20 @@ exceptions! {
     DependencyTimeout "DependencyTimeoutException" Hsm DeadlineExceeded 500,
     Disabled "DisabledException" Caller FailedPrecondition 400,
     DryRunOperation "DryRunOperationException" Caller FailedPrecondition 400,
+    ExpiredImportToken "ExpiredImportTokenException" Caller InvalidArgument 400,
     IncorrectKey "IncorrectKeyException" Caller InvalidArgument 400,
+<<<<<<< HEAD
     IncorrectTrustAnchor "IncorrectTrustAnchorException" Caller InvalidArgument 400,
+=======
+    IncorrectKeyMaterial "IncorrectKeyMaterialException" Caller InvalidArgument 400,
+>>>>>>> lives
     InvalidAliasName "InvalidAliasNameException" Caller InvalidArgument 400,
     InvalidArn "InvalidArnException" Caller InvalidArgument 400,
     InvalidCiphertext "InvalidCiphertextException" Caller InvalidArgument 400,
     InvalidEventSelectors "InvalidEventSelectorsException" Caller InvalidArgument 400,
     InvalidGrantId "InvalidGrantIdException" Caller InvalidArgument 400,
     InvalidGrantToken "InvalidGrantTokenException" Caller InvalidArgument 400,
+    InvalidImportToken "InvalidImportTokenException" Caller InvalidArgument 400,
     InvalidKeyUsage "InvalidKeyUsageException" Caller InvalidArgument 400,
     InvalidLookupAttributes "InvalidLookupAttributesException" Caller InvalidArgument 400,
     InvalidMarker "InvalidMarkerException" Caller InvalidArgument 400,

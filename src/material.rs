@@ -1,17 +1,19 @@
 //! Versions of a key's material: made in an HSM, and one put in the other's
 //! place. What was encrypted under an old one is decrypted with it for ever.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::app::App;
-use crate::error::{Error, Result};
-use crate::hsm::{BackingId, Cluster, Residence};
+use crate::error::{Error, Exception, Result};
+use crate::hsm::{BackingId, Cluster, KeyRef, Residence};
 use crate::jobs::{Intent, service_event};
-use crate::key::{BackingKey, Key, Rotated, Rotation, arn_of_key, spec};
-use crate::proto::kms::RotationType;
+use crate::key::{BackingKey, Expiration, Key, Rotated, Rotation, StoredHome, arn_of_key, spec};
+use crate::proto::kms::{KeyState, OriginType, RotationType};
 use crate::registry::{Draft, Held, from_hsm, from_store};
-use crate::store::{Commit, Kind, RowId};
+use crate::store::{Commit, Kind, RowId, Store};
 use crate::wire::Text as _;
 
 /// A version of a key's material, and what its key's commit makes of it.
@@ -69,8 +71,6 @@ async fn intend(app: &App, intent: Held<Intent>, deadline: Instant) -> Result<He
 
 /// A rotation that waits for its commit.
 pub struct Turn {
-    /// The key as it will be.
-    pub key: Key,
     /// The material that will be the current one.
     pub current: BackingId,
     /// The changes, all of them.
@@ -92,24 +92,106 @@ pub async fn turn(
         .key_stores
         .find(&held.id.region, key.custom_key_store_id.as_deref())
         .ok_or_else(|| Error::internal(format!("the cluster of {} is not connected", held.id)))?;
-    let mut version = make(app, &cluster, &held.id, &key, now_ms, deadline).await?;
-    version.row.rotated = Some(Rotated { at_ms: now_ms, by });
-    let previous = key.current.replace(version.id);
+    let rotated = Some(Rotated { at_ms: now_ms, by });
+    let (id, mut drafts) = match key.origin {
+        OriginType::External => {
+            let id = key.pending.take().ok_or_else(|| nothing_pending(held))?;
+            let version = stored(app, &held.id, id, deadline).await?;
+            (id, vec![Draft::replace(&version, &BackingKey { rotated, ..version.value.clone() })?])
+        }
+        _ => {
+            let mut version = make(app, &cluster, &held.id, &key, now_ms, deadline).await?;
+            version.row.rotated = rotated;
+            (version.id, version.drafts(&held.id)?)
+        }
+    };
+    let previous = key.current.replace(id);
     match by {
         RotationType::OnDemand => key.rotations_on_demand += 1,
         // What was overdue goes on from now, as the others do.
         _ => key.rotation = key.rotation.map(|old| Rotation::from_now(old.period_days, now_ms)),
     }
-    let mut drafts = vec![Draft::replace(held, &key)?];
-    drafts.extend(version.drafts(&held.id)?);
+    if key.origin == OriginType::External {
+        let versions = app.registry.of_key(&held.id, deadline).await?;
+        key.expiration = expiration(versions.iter().map(|version: &Held<BackingKey>| &version.value));
+    }
+    drafts.push(Draft::replace(held, &key)?);
     let details = json!({
         "rotationType": by.text(),
         "keyOrigin": key.origin.text(),
         "previousKeyMaterialId": previous.map(|id| id.to_string()),
-        "currentKeyMaterialId": version.id.to_string(),
+        "currentKeyMaterialId": id.to_string(),
         "keyId": held.id.id,
     });
-    Ok(Turn { key, current: version.id, drafts, details })
+    Ok(Turn { current: id, drafts, details })
+}
+
+fn nothing_pending(key: &Held<Key>) -> Error {
+    Error::new(
+        Exception::KmsInvalidState,
+        format!("{} has no imported key material that is pending rotation.", arn_of_key(&key.id)),
+    )
+}
+
+async fn stored(app: &App, key: &RowId, id: BackingId, deadline: Instant) -> Result<Held<BackingKey>> {
+    let id = RowId { kind: Kind::BackingKey, id: id.to_string(), ..key.clone() };
+    let row = app.store.row(&id).await.map_err(from_store)?;
+    app.registry.open(row.ok_or_else(|| Error::internal(format!("row {id} is missing")))?, deadline).await
+}
+
+/// When material expires that is all there; none where some is deleted.
+pub fn expiration<'a>(versions: impl Iterator<Item = &'a BackingKey>) -> Option<Expiration> {
+    let mut valid_to_ms: Option<i64> = None;
+    for version in versions {
+        if version.home == StoredHome::Deleted {
+            return None;
+        }
+        let other = version.imported.as_ref().and_then(|import| import.valid_to_ms);
+        valid_to_ms = valid_to_ms.into_iter().chain(other).min();
+    }
+    Some(Expiration { valid_to_ms })
+}
+
+/// The removal of imported material, which waits for its commit.
+pub struct Removal {
+    /// The changes, all of them.
+    pub drafts: Vec<Draft>,
+    /// Where it was.
+    place: Option<(Option<Arc<Cluster>>, KeyRef)>,
+}
+
+/// Takes imported material away. Until it is imported again its key is pending
+/// import; material that only waited for its rotation is of no key any more.
+pub fn remove(app: &App, held: &Held<Key>, version: &Held<BackingKey>) -> Result<Removal> {
+    let mut key = held.value.clone();
+    let id: BackingId =
+        version.id.id.parse().map_err(|_| Error::internal(format!("row {} has no id", version.id)))?;
+    let first = match key.pending == Some(id) {
+        true => {
+            key.pending = None;
+            Draft::delete(version)
+        }
+        false => {
+            key.expiration = None;
+            if matches!(key.state, KeyState::Enabled | KeyState::Disabled) {
+                key.state = KeyState::PendingImport;
+            }
+            Draft::replace(version, &BackingKey { home: StoredHome::Deleted, ..version.value.clone() })?
+        }
+    };
+    let cluster = app.key_stores.find(&held.id.region, key.custom_key_store_id.as_deref());
+    let place = version.value.key_ref(id).map(|object| (cluster, object));
+    Ok(Removal { drafts: vec![first, Draft::replace(held, &key)?], place })
+}
+
+impl Removal {
+    /// Has the HSMs and the database's journal forget it, after the commit.
+    pub async fn wipe(self, store: &dyn Store, deadline: Instant) -> Result<()> {
+        if let Some((Some(cluster), object)) = self.place {
+            cluster.destroy(&object, deadline).await.map_err(from_hsm)?;
+        }
+        store.scrub().await.map_err(from_store)
+    }
 }
 
 /// Rotates a key that nobody asked to rotate: the new material, durable with

@@ -16,10 +16,11 @@ use parking_lot::RwLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use crate::error::{Error, Exception, Result};
 use crate::hsm::{BackingId, Cluster, Hash, HsmError, KeyRef};
-use crate::key::{Alias, BackingKey, Grant, Key, grant};
+use crate::key::{Alias, BackingKey, Grant, ImportParameters, Key, StoredHome, grant};
 use crate::policy::Policy;
 use crate::proto::kms::KeyState;
 use crate::store::{Change, Commit, Kind, Row, RowId, Store, StoreError};
@@ -75,6 +76,23 @@ impl Stored for BackingKey {
 
     fn parent(&self) -> Option<String> {
         Some(self.key_id.clone())
+    }
+
+    /// Its expiration, while it is there.
+    fn due_ms(&self) -> Option<i64> {
+        self.imported.as_ref()?.valid_to_ms.filter(|_| self.home != StoredHome::Deleted)
+    }
+}
+
+impl Stored for ImportParameters {
+    const KIND: Kind = Kind::ImportParameters;
+
+    fn parent(&self) -> Option<String> {
+        Some(self.key_id.clone())
+    }
+
+    fn due_ms(&self) -> Option<i64> {
+        Some(self.valid_to_ms)
     }
 }
 
@@ -256,10 +274,11 @@ impl Registry {
 
     /// An alias by its name.
     pub async fn alias(&self, id: &RowId, deadline: Instant) -> Result<Option<Arc<Held<Alias>>>> {
-        self.cached(&self.aliases, id, deadline, Ok).await
+        self.cached(&self.aliases, id, deadline, |alias| Ok(Some(alias))).await
     }
 
-    /// A version of a key's material; the key must be its row's parent.
+    /// A version of a key's material; the key must be its row's parent. None
+    /// too where it was imported and is deleted.
     pub async fn backing(
         &self,
         key: &RowId,
@@ -377,6 +396,7 @@ impl Registry {
                     let group = grant::group_of(&id.id).unwrap_or_default().to_owned();
                     self.grants.invalidate(&RowId { id: group, ..id.clone() });
                 }
+<<<<<<< HEAD
                 Kind::KeyStore
                 | Kind::KeyStoreName
                 | Kind::Cluster
@@ -385,6 +405,9 @@ impl Registry {
                 | Kind::Trail
                 | Kind::Delivery
                 | Kind::DigestKey => (),
+=======
+                Kind::ImportParameters | Kind::Intent | Kind::System => (),
+>>>>>>> lives
             }
         }
     }
@@ -453,6 +476,18 @@ impl Registry {
         }
     }
 
+    /// A MAC by the HSM over a text of our own: `label` names what it is for, so
+    /// that it is never a row's.
+    pub async fn tag(&self, label: &str, parts: &[&[u8]], deadline: Instant) -> Result<[u8; 32]> {
+        let mut input = Zeroizing::new(label.as_bytes().to_vec());
+        for part in parts {
+            input.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            input.extend_from_slice(part);
+        }
+        let tag = self.hsm.mac(&self.mac_key, Hash::Sha256, &input, deadline).await.map_err(from_hsm)?;
+        tag.try_into().map_err(|_| Error::internal("an HMAC of another length"))
+    }
+
     async fn mac(&self, row: &Row, deadline: Instant) -> Result<Vec<u8>> {
         self.hsm.mac(&self.mac_key, Hash::Sha256, &row.mac_input(), deadline).await.map_err(from_hsm)
     }
@@ -462,14 +497,14 @@ impl Registry {
         cache: &Cache<RowId, Arc<L>>,
         id: &RowId,
         deadline: Instant,
-        load: impl Fn(Held<T>) -> Result<L>,
+        load: impl Fn(Held<T>) -> Result<Option<L>>,
     ) -> Result<Option<Arc<L>>> {
         if let Some(loaded) = cache.get(id) {
             return Ok(Some(loaded));
         }
         let before = *self.generation.read();
         let Some(row) = self.store.row(id).await.map_err(from_store)? else { return Ok(None) };
-        let loaded = Arc::new(load(self.open(row, deadline).await?)?);
+        let Some(loaded) = load(self.open(row, deadline).await?)?.map(Arc::new) else { return Ok(None) };
         let now = self.generation.read();
         if *now != before {
             return Ok(Some(loaded));
@@ -499,20 +534,25 @@ fn tampered(id: &RowId) -> Error {
     )
 }
 
-fn load_key(held: Held<Key>) -> Result<LoadedKey> {
+fn load_key(held: Held<Key>) -> Result<Option<LoadedKey>> {
     let policy = Policy::parse_key_policy(&held.value.policy)
         .map_err(|error| Error::internal(format!("the policy of {} cannot be read: {error}", held.id)))?;
     let arn = crate::key::arn_of_key(&held.id);
-    Ok(LoadedKey { held, arn, policy })
+    Ok(Some(LoadedKey { held, arn, policy }))
 }
 
-fn load_backing(held: Held<BackingKey>) -> Result<LoadedBacking> {
+/// Material that was deleted or has expired is not there.
+fn load_backing(held: Held<BackingKey>) -> Result<Option<LoadedBacking>> {
+    if held.value.home == StoredHome::Deleted {
+        return Ok(None);
+    }
     let unreadable = || Error::internal(format!("row {} makes no sense", held.id));
     let id: BackingId = held.id.id.parse().map_err(|_| unreadable())?;
     let key = held.value.key_ref(id).ok_or_else(unreadable)?;
     let public_key = held.value.public_key.as_ref().map(|key| key.0.to_vec());
     let key_id = held.value.key_id.clone();
-    Ok(LoadedBacking { key, public_key, key_id, lease: tokio::sync::Mutex::new(Lease { held, left: 0 }) })
+    let lease = tokio::sync::Mutex::new(Lease { held, left: 0 });
+    Ok(Some(LoadedBacking { key, public_key, key_id, lease }))
 }
 
 /// The error of an operation whose rows changed meanwhile: it is run again.
@@ -552,6 +592,10 @@ pub fn from_hsm(error: HsmError) -> Error {
     match error {
         // Which operations blame the caller, and how, they say themselves.
         HsmError::Input => Error::internal(detail),
+        HsmError::Unfit => Error::new(
+            Exception::IncorrectKeyMaterial,
+            "The key material in the request is not of the kind that the KMS key's spec asks for.",
+        ),
         HsmError::Unsupported(_) => Error::new(Exception::UnsupportedOperation, detail),
         HsmError::Unavailable(_) | HsmError::Missing(_) => Error::new(
             Exception::KeyUnavailable,

@@ -18,16 +18,26 @@ const READ_ROWS: u32 = 512;
 /// How often a row that does not fit is looked at again.
 const LOOKS: usize = 3;
 /// The kinds of rows that carry a MAC.
+<<<<<<< HEAD
 const SEALED: [Kind; 9] = [
+=======
+const SEALED: [Kind; 7] = [
+>>>>>>> lives
     Kind::Key,
     Kind::BackingKey,
     Kind::Alias,
     Kind::Grant,
+<<<<<<< HEAD
     Kind::Intent,
     Kind::System,
     Kind::Trail,
     Kind::Delivery,
     Kind::DigestKey,
+=======
+    Kind::ImportParameters,
+    Kind::Intent,
+    Kind::System,
+>>>>>>> lives
 ];
 
 /// Checks everything, and has rows refused that the log contradicts;
@@ -154,8 +164,7 @@ impl Said {
     ) -> Result<Option<Oddity>> {
         let said = self.rows.get(id);
         let Some(row) = row else {
-            // An intent is removed without an event when it is settled.
-            let missing = said.is_some_and(|(version, _)| *version > 0) && id.kind != Kind::Intent;
+            let missing = said.is_some_and(|(version, _)| *version > 0) && !id.kind.is_passing();
             return Ok(missing.then(|| Oddity {
                 text: format!("row {id} is missing: the log does not say that it was removed"),
                 contradicts: false,

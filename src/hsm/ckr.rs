@@ -75,11 +75,17 @@ impl Failure {
         matches!(self, Failure::Call { function, rv } if class(function, *rv) == Class::Busy)
     }
 
+    /// C_UnwrapKey where it unwraps what a caller sent.
+    pub(crate) const UNWRAP_INPUT: &'static str = "C_UnwrapKey of a caller's material";
+
     /// Whether the function that failed works on what a caller sent, so that
     /// the caller may be to blame.
     pub(crate) fn takes_input(&self) -> bool {
         matches!(self, Failure::Call { function, .. }
-            if matches!(*function, "C_Encrypt" | "C_DecryptInit" | "C_Decrypt" | "C_Sign" | "C_DeriveKey"))
+        if matches!(
+            *function,
+            "C_Encrypt" | "C_DecryptInit" | "C_Decrypt" | "C_Sign" | "C_DeriveKey" | Self::UNWRAP_INPUT
+        ))
     }
 }
 

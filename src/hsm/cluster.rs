@@ -14,12 +14,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+use super::import::{self, Imported, Native, Order, Unwrapped, Wrapping};
 use super::member::{Member, Parts, Step};
 use super::meters::Function;
 use super::modules::Modules;
 use super::{
     Capability, ClusterIdentity, ClusterSettings, Curve, DataKeyPair, Hash, Home, HsmError, KeyRef, KeyRules,
     Material, MemberHealth, MemberSettings, MemberState, MemberStatus, Residence, Scheme, Sealed, TokenUri,
+    Use,
 };
 use super::{keys, mechanism};
 
@@ -233,6 +235,32 @@ impl Cluster {
     pub(super) fn serving(&self) -> Vec<Arc<Member>> {
         let serves = |member: &&Arc<Member>| member.state() == MemberState::Serving;
         self.members.load().iter().filter(serves).cloned().collect()
+    }
+
+    /// Unwraps key material that a caller encrypted to `wrapper`, a key made for
+    /// [`Use::Import`]; [`HsmError::Input`] where it does not decrypt,
+    /// [`HsmError::Unfit`] where it is of another kind.
+    pub async fn import(
+        &self,
+        wrapper: &KeyRef,
+        wrapping: Wrapping,
+        material: Material,
+        usage: Use,
+        encrypted: &[u8],
+        deadline: Instant,
+    ) -> Result<Imported, HsmError> {
+        let order =
+            Order { wrapper: wrapper.clone(), wrapping, material, usage, encrypted: encrypted.to_vec() };
+        let hash = wrapping.hash();
+        let step: Step<_> = Arc::new(move |session, wrapping_key, test| {
+            let native = Native { decrypts: test.oaep_is_native(hash), unwraps: test.import_is_native(hash) };
+            import::import(session, wrapping_key, native, &order)
+        });
+        let capability = Some(Capability::Import(hash));
+        let Unwrapped { blob, public_key, check } =
+            self.anywhere(Function::Import, capability, deadline, step).await?;
+        let home = Home::Wrapped { by: self.identity.wrapping_key, blob: blob.into() };
+        Ok(Imported { home, public_key, check })
     }
 
     /// AES-256-GCM under a random 96-bit IV.

@@ -123,20 +123,24 @@ pub(crate) fn rsa_private_key(parts: [&[u8]; 8]) -> Result<Zeroizing<Vec<u8>>, H
     Ok(Zeroizing::new(der.as_ref().to_vec()))
 }
 
+/// A curve's keys in software; the hash is of no matter.
+pub(crate) fn ecdsa(curve: Curve) -> &'static software::EcdsaSigningAlgorithm {
+    match curve {
+        Curve::P256 => &software::ECDSA_P256_SHA256_ASN1_SIGNING,
+        Curve::P384 => &software::ECDSA_P384_SHA384_ASN1_SIGNING,
+        Curve::P521 => &software::ECDSA_P521_SHA512_ASN1_SIGNING,
+        Curve::Secp256k1 => &software::ECDSA_P256K1_SHA256_ASN1_SIGNING,
+    }
+}
+
 /// PKCS #8 of an EC key from its scalar and its point.
 pub(crate) fn ec_private_key(
     curve: Curve,
     scalar: &[u8],
     point: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, HsmError> {
-    let algorithm = match curve {
-        Curve::P256 => &software::ECDSA_P256_SHA256_ASN1_SIGNING,
-        Curve::P384 => &software::ECDSA_P384_SHA384_ASN1_SIGNING,
-        Curve::P521 => &software::ECDSA_P521_SHA512_ASN1_SIGNING,
-        Curve::Secp256k1 => &software::ECDSA_P256K1_SHA256_ASN1_SIGNING,
-    };
     let scalar = fixed_length(scalar, curve.field_bytes())?;
-    let pair = software::EcdsaKeyPair::from_private_key_and_public_key(algorithm, &scalar, point)
+    let pair = software::EcdsaKeyPair::from_private_key_and_public_key(ecdsa(curve), &scalar, point)
         .map_err(rejected)?;
     let der = pair.to_pkcs8v1().map_err(|_| rejected("EC"))?;
     Ok(Zeroizing::new(der.as_ref().to_vec()))

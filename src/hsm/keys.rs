@@ -11,7 +11,7 @@ use super::session::{Handle, Mechanism, Session, Template};
 use super::{BackingId, Curve, DataKeyPair, HsmError, Material, MlDsa, Use};
 
 /// RFC 5649; PKCS#11 2.40 named it so, and SoftHSM2 means it by this.
-const WRAP: CK_MECHANISM_TYPE = CKM_AES_KEY_WRAP_PAD;
+pub(crate) const KEY_WRAP: CK_MECHANISM_TYPE = CKM_AES_KEY_WRAP_PAD;
 
 /// CKA_LABEL of the wrapping key.
 pub(crate) const WRAPPING_KEY_LABEL: &str = "strongroom wrapping key";
@@ -100,7 +100,7 @@ pub(crate) fn make_wrapped(
 ) -> Result<(Vec<u8>, Option<Vec<u8>>), Failure> {
     let born = generate(session, material, usage, Form::Newborn)?;
     let result = session
-        .wrap(Mechanism::Plain(WRAP), wrapping_key, born.key)
+        .wrap(Mechanism::Plain(KEY_WRAP), wrapping_key, born.key)
         .and_then(|blob| Ok((blob, public_key(session, material, &born)?)));
     discard(session, &born)?;
     result
@@ -135,7 +135,7 @@ pub(crate) fn unwrap(
     usage: Use,
     form: Form<'_>,
 ) -> Result<Handle, Failure> {
-    session.unwrap(Mechanism::Plain(WRAP), wrapping_key, blob, &key_template(material, usage, form))
+    session.unwrap(Mechanism::Plain(KEY_WRAP), wrapping_key, blob, &key_template(material, usage, form))
 }
 
 /// Makes the wrapping key, a token object.
@@ -307,7 +307,8 @@ fn secret_bytes(material: Material) -> Option<CK_ULONG> {
     }
 }
 
-fn key_template(material: Material, usage: Use, form: Form<'_>) -> Template {
+/// The attributes of a secret or private key.
+pub(crate) fn key_template(material: Material, usage: Use, form: Form<'_>) -> Template {
     let (class, key_type) = class_and_type(material);
     let secret = class == CKO_SECRET_KEY;
     let (token, sensitive, extractable) = match form {
@@ -325,10 +326,10 @@ fn key_template(material: Material, usage: Use, form: Form<'_>) -> Template {
         .flag(CKA_EXTRACTABLE, extractable)
         // A key with this cannot be wrapped under ours, which is not trusted.
         .flag(CKA_WRAP_WITH_TRUSTED, matches!(form, Form::Loaded | Form::Resident { .. }))
-        .flag(CKA_DECRYPT, usage == Use::Encrypt)
+        .flag(CKA_DECRYPT, matches!(usage, Use::Encrypt | Use::Import))
         .flag(CKA_SIGN, matches!(usage, Use::Sign | Use::Mac))
         .flag(CKA_DERIVE, usage == Use::Agree && !secret)
-        .flag(CKA_UNWRAP, false);
+        .flag(CKA_UNWRAP, usage == Use::Import);
     if secret {
         template = template
             .flag(CKA_ENCRYPT, usage == Use::Encrypt)
@@ -344,6 +345,25 @@ fn key_template(material: Material, usage: Use, form: Form<'_>) -> Template {
         // Last: SoftHSM2 takes attributes in their order, and none after this one.
         _ => template.flag(CKA_MODIFIABLE, false),
     }
+}
+
+/// The attributes of an AES key that another key comes wrapped in.
+pub(crate) fn key_wrap_template() -> Template {
+    Template::default()
+        .number(CKA_CLASS, CKO_SECRET_KEY)
+        .number(CKA_KEY_TYPE, CKK_AES)
+        .flag(CKA_TOKEN, false)
+        .flag(CKA_PRIVATE, true)
+        .flag(CKA_SENSITIVE, true)
+        .flag(CKA_EXTRACTABLE, false)
+        .flag(CKA_ENCRYPT, false)
+        .flag(CKA_DECRYPT, false)
+        .flag(CKA_SIGN, false)
+        .flag(CKA_VERIFY, false)
+        .flag(CKA_DERIVE, false)
+        .flag(CKA_WRAP, false)
+        .flag(CKA_UNWRAP, true)
+        .flag(CKA_MODIFIABLE, false)
 }
 
 /// A pair's public half is read and destroyed; it is used nowhere.

@@ -27,6 +27,7 @@ functions! {
     Agree "agree",
     Random "random",
     Generate "generate",
+    Import "import",
     DataKeyPair "data_key_pair",
     Destroy "destroy",
     Find "find",
@@ -37,7 +38,14 @@ functions! {
 impl Function {
     /// Whether it makes, brings or destroys keys: such calls take one lane.
     pub(crate) fn takes_lane(self) -> bool {
-        matches!(self, Function::Generate | Function::DataKeyPair | Function::Destroy | Function::Install)
+        matches!(
+            self,
+            Function::Generate
+                | Function::Import
+                | Function::DataKeyPair
+                | Function::Destroy
+                | Function::Install
+        )
     }
 }
 
@@ -108,7 +116,7 @@ impl Meters {
 fn result_index(result: Result<(), &HsmError>) -> usize {
     match result {
         Ok(_) => 0,
-        Err(HsmError::Input) => 1,
+        Err(HsmError::Input | HsmError::Unfit) => 1,
         Err(HsmError::Unsupported(_)) => 2,
         Err(HsmError::Unavailable(_)) => 3,
         Err(HsmError::Missing(_)) => 4,

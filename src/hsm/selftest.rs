@@ -9,9 +9,12 @@ use spki::SubjectPublicKeyInfoRef;
 use spki::der::Decode as _;
 
 use super::ckr::Failure;
+use super::import::{self, Native, Order, Wrapping};
 use super::keys::{self, Form};
 use super::session::{Handle, Session};
-use super::{Capability, Curve, Hash, HsmError, Material, MlDsa, Residence, Scheme, Use};
+use super::{
+    BackingId, Capability, Curve, Hash, Home, HsmError, KeyRef, Material, MlDsa, Residence, Scheme, Use,
+};
 use super::{encode, mechanism};
 
 /// What every test works on.
@@ -33,6 +36,7 @@ pub(crate) struct SelfTest {
     works: HashSet<Capability>,
     residences: HashMap<Material, Residence>,
     oaep_native: HashSet<Hash>,
+    import_native: HashSet<Hash>,
 }
 
 impl SelfTest {
@@ -48,6 +52,7 @@ impl SelfTest {
             works: HashSet::new(),
             residences: HashMap::new(),
             oaep_native: HashSet::new(),
+            import_native: HashSet::new(),
         };
         let bench = Bench { session, wrapping_key, open };
         test.try_aes(&bench);
@@ -72,6 +77,11 @@ impl SelfTest {
     /// Whether OAEP's unpadding is done in the HSM.
     pub(crate) fn oaep_is_native(&self, hash: Hash) -> bool {
         self.oaep_native.contains(&hash)
+    }
+
+    /// Whether material that comes under OAEP is unwrapped in the HSM.
+    pub(crate) fn import_is_native(&self, hash: Hash) -> bool {
+        self.import_native.contains(&hash)
     }
 
     /// How keys of a kind live on the member, if it can make them.
@@ -129,7 +139,30 @@ impl SelfTest {
                 }
             }
         }
-        let key = pair.and_then(|pair| bench.load(&pair, Use::Encrypt));
+        self.try_oaep(bench, &pair);
+        self.try_import(bench, &pair);
+    }
+
+    fn try_import(&mut self, bench: &Bench<'_>, pair: &Result<Pair, Failure>) {
+        for hash in [Hash::Sha1, Hash::Sha256] {
+            let decrypts = self.oaep_is_native(hash);
+            let import = |unwraps| match pair {
+                Ok(pair) => check_import(bench, pair, hash, Native { decrypts, unwraps }),
+                Err(failure) => Err(failure.clone()),
+            };
+            let native = import(true);
+            if native.is_ok() {
+                self.import_native.insert(hash);
+            }
+            self.record(Capability::Import(hash), native.or_else(|_| import(false)));
+        }
+    }
+
+    fn try_oaep(&mut self, bench: &Bench<'_>, pair: &Result<Pair, Failure>) {
+        let key = match pair {
+            Ok(pair) => bench.load(pair, Use::Encrypt),
+            Err(failure) => Err(failure.clone()),
+        };
         for hash in [Hash::Sha1, Hash::Sha256] {
             let native = check_with(&key, |key| check_oaep(&(bench.open)()?, &key.subject(), hash, true));
             if native.is_ok() {
@@ -374,7 +407,34 @@ pub(crate) fn check_oaep(
     hash: Hash,
     native: bool,
 ) -> Result<(), Failure> {
-    let spki = key.public_key.ok_or_else(|| wrong("the public key"))?;
+    let ciphertext = encrypt_oaep(key.public_key, hash, MESSAGE)?;
+    let plain = mechanism::oaep_decrypt(session, key.handle, key.material, hash, native, &ciphertext)?;
+    if plain.as_slice() == MESSAGE { Ok(()) } else { Err(wrong("OAEP decryption")) }
+}
+
+/// A secret whose value is known, unwrapped and tried.
+fn check_import(bench: &Bench<'_>, pair: &Pair, hash: Hash, native: Native) -> Result<(), Failure> {
+    const VALUE: [u8; 32] = *b"strongroom self-test of imports.";
+    let by = BackingId([0; 32]);
+    let home = Home::Wrapped { by, blob: pair.blob.clone().into() };
+    let order = Order {
+        wrapper: KeyRef { id: by, material: pair.material, usage: Use::Import, home },
+        wrapping: Wrapping::Oaep(hash),
+        material: Material::Aes256,
+        usage: Use::Encrypt,
+        encrypted: encrypt_oaep(pair.public_key.as_deref(), hash, &VALUE)?,
+    };
+    let check = import::import(&(bench.open)()?, bench.wrapping_key, native, &order)?.check;
+    let known = aead::UnboundKey::new(&aead::AES_256_GCM, &VALUE).map(aead::LessSafeKey::new);
+    let (nonce, aad) = (aead::Nonce::assume_unique_for_key([0; 12]), aead::Aad::from(import::CHECK_TEXT));
+    let mut expected = import::CHECK_TEXT.to_vec();
+    let sealed = known.and_then(|known| known.seal_in_place_append_tag(nonce, aad, &mut expected));
+    if sealed.is_ok() && expected == check.as_slice() { Ok(()) } else { Err(wrong("the import")) }
+}
+
+/// RSA-OAEP encryption in software.
+fn encrypt_oaep(spki: Option<&[u8]>, hash: Hash, message: &[u8]) -> Result<Vec<u8>, Failure> {
+    let spki = spki.ok_or_else(|| wrong("the public key"))?;
     let algorithm = match hash {
         Hash::Sha1 => &rsa::OAEP_SHA1_MGF1SHA1,
         Hash::Sha256 => &rsa::OAEP_SHA256_MGF1SHA256,
@@ -383,9 +443,8 @@ pub(crate) fn check_oaep(
     let public = rsa::PublicEncryptingKey::from_der(spki).map_err(|_| wrong("the public key"))?;
     let public = rsa::OaepPublicEncryptingKey::new(public).map_err(|_| wrong("the public key"))?;
     let mut ciphertext = vec![0; public.ciphertext_size()];
-    public.encrypt(algorithm, MESSAGE, &mut ciphertext, None).map_err(|_| wrong("encryption"))?;
-    let plain = mechanism::oaep_decrypt(session, key.handle, key.material, hash, native, &ciphertext)?;
-    if plain.as_slice() == MESSAGE { Ok(()) } else { Err(wrong("OAEP decryption")) }
+    public.encrypt(algorithm, message, &mut ciphertext, None).map_err(|_| wrong("encryption"))?;
+    Ok(ciphertext)
 }
 
 pub(crate) fn check_agreement(session: &Session, key: &Subject<'_>, curve: Curve) -> Result<(), Failure> {

@@ -70,6 +70,8 @@ pub enum Use {
     Mac,
     /// ECDH.
     Agree,
+    /// RSA-OAEP decryption and unwrapping of key material that is imported.
+    Import,
 }
 
 /// A hash function.
@@ -128,6 +130,8 @@ pub enum Capability {
     Mac(Hash),
     /// ECDH on this curve.
     Agree(Curve),
+    /// Unwrapping of key material that comes under RSA-OAEP with this hash.
+    Import(Hash),
 }
 
 impl fmt::Display for Capability {
@@ -139,6 +143,7 @@ impl fmt::Display for Capability {
             Capability::Sign(material, scheme) => write!(f, "sign {scheme} with {material}"),
             Capability::Mac(hash) => write!(f, "HMAC {hash}"),
             Capability::Agree(curve) => write!(f, "ECDH {curve}"),
+            Capability::Import(hash) => write!(f, "import under RSA-OAEP {hash}"),
         }
     }
 }
@@ -319,6 +324,9 @@ pub enum HsmError {
     /// answer for every such cause.
     #[error("the HSM refused the input")]
     Input,
+    /// The key material that was imported is not of the key's kind.
+    #[error("the key material is of another kind")]
+    Unfit,
     /// No member that serves can do this kind of work.
     #[error("no member of the cluster can do this: {0}")]
     Unsupported(String),

@@ -7,7 +7,7 @@ use super::{Intent, service_event};
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::hsm::BackingId;
-use crate::key::{Alias, BackingKey, Grant, Key, arn_of_key};
+use crate::key::{Alias, BackingKey, Grant, ImportParameters, Key, StoredHome, arn_of_key};
 use crate::registry::{Draft, Held, from_hsm, from_store};
 use crate::store::Commit;
 
@@ -34,14 +34,19 @@ pub(super) async fn suspend(app: &App, waiting: usize) -> Result<()> {
 /// Deletes a key whose waiting period has passed.
 pub(super) async fn delete(app: &App, key: &Held<Key>, deadline: Instant) -> Result<()> {
     let backings: Vec<Held<BackingKey>> = app.registry.of_key(&key.id, deadline).await?;
+    let parameters: Vec<Held<ImportParameters>> = app.registry.of_key(&key.id, deadline).await?;
     let aliases: Vec<Held<Alias>> = app.registry.of_key(&key.id, deadline).await?;
     let grants: Vec<Held<Grant>> = app.registry.of_key(&key.id, deadline).await?;
     let mut drafts = vec![Draft::delete(key)];
     drafts.extend(grants.iter().map(Draft::delete));
     drafts.extend(aliases.iter().map(Draft::delete));
+    drafts.extend(parameters.iter().map(Draft::delete));
     let mut objects = Vec::new();
     for backing in &backings {
         drafts.push(Draft::delete(backing));
+        if backing.value.home == StoredHome::Deleted {
+            continue;
+        }
         let id: BackingId = backing
             .id
             .id

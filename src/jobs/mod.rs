@@ -3,6 +3,7 @@
 mod clock;
 mod deletion;
 mod due;
+mod expiry;
 pub mod integrity;
 mod intent;
 pub mod members;
@@ -36,6 +37,7 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
             ("unrecorded calls", unrecorded(&app).await),
             ("intents", intent::settle(&app).await),
             ("keys that are due", due::run(&app).await),
+            ("key material that expires", expiry::run(&app).await),
         ] {
             if let Err(error) = result {
                 tracing::warn!(job, %error, detail = error.detail, "a job failed; it is tried again");

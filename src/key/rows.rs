@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::hsm::{BackingId, Blob, Home, KeyRef, Made, Material, Use};
-use crate::proto::kms::{KeyManagerType, KeySpec, KeyState, KeyUsageType, OriginType, RotationType};
+use crate::proto::kms::{
+    AlgorithmSpec, KeyManagerType, KeySpec, KeyState, KeyUsageType, OriginType, RotationType, WrappingKeySpec,
+};
 use crate::wire;
 
 /// A day in milliseconds.
@@ -41,6 +43,13 @@ pub struct Key {
     pub tags: BTreeMap<String, String>,
     /// The material that new work uses; none before the first import.
     pub current: Option<BackingId>,
+    /// Imported material that becomes current by RotateKeyOnDemand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<BackingId>,
+    /// When imported material expires; none while some of it is not there, and
+    /// for other origins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiration: Option<Expiration>,
     /// The automatic rotation, where it is enabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<Rotation>,
@@ -59,6 +68,40 @@ pub struct Deletion {
     pub due_ms: i64,
     /// PendingWindowInDays.
     pub window_days: i32,
+}
+
+/// When the material of a key with imported material expires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expiration {
+    /// ValidTo of what expires first, milliseconds since the epoch; none where
+    /// nothing does.
+    pub valid_to_ms: Option<i64>,
+}
+
+/// The terms on which material was imported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Import {
+    /// KeyMaterialDescription.
+    pub description: Option<String>,
+    /// ValidTo, milliseconds since the epoch; none where it does not expire.
+    pub valid_to_ms: Option<i64>,
+}
+
+/// A wrapping key for an import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportParameters {
+    /// The KMS key's id.
+    pub key_id: String,
+    /// WrappingAlgorithm.
+    #[serde(with = "wire::text")]
+    pub algorithm: AlgorithmSpec,
+    /// WrappingKeySpec.
+    #[serde(with = "wire::text")]
+    pub spec: WrappingKeySpec,
+    /// ParametersValidTo, milliseconds since the epoch.
+    pub valid_to_ms: i64,
+    /// The private key.
+    pub home: StoredHome,
 }
 
 /// The automatic rotation of a key's material.
@@ -106,6 +149,9 @@ pub struct BackingKey {
     pub created_ms: i64,
     /// Uses with a random IV that were leased so far (NIST SP 800-38D, 8.3).
     pub uses_leased: u64,
+    /// The terms of its import; none where the HSM made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<Import>,
     /// The rotation that made it current; none for a key's first material.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotated: Option<Rotated>,
@@ -127,6 +173,29 @@ pub enum StoredHome {
         /// The same key wrapped, for a kind that can be.
         blob: Option<Blob>,
     },
+    /// It was imported, and deleted or has expired: it may be imported again.
+    Deleted,
+}
+
+impl StoredHome {
+    /// The row's form.
+    pub fn of(home: &Home) -> Self {
+        match home {
+            Home::Wrapped { by, blob } => StoredHome::Wrapped { by: *by, blob: Blob(blob.clone()) },
+            Home::Resident { blob } => StoredHome::Resident { blob: blob.clone().map(Blob) },
+        }
+    }
+
+    /// Where it is; none where it is deleted.
+    pub fn home(&self) -> Option<Home> {
+        match self {
+            StoredHome::Wrapped { by, blob } => Some(Home::Wrapped { by: *by, blob: blob.0.clone() }),
+            StoredHome::Resident { blob } => {
+                Some(Home::Resident { blob: blob.as_ref().map(|blob| blob.0.clone()) })
+            }
+            StoredHome::Deleted => None,
+        }
+    }
 }
 
 /// An alias. Its name is the row's id, its key the row's parent.
@@ -163,7 +232,11 @@ impl From<&StoredHome> for Home {
 impl BackingKey {
     /// The row of a backing key that was just made.
     pub fn new(key_id: &str, key: &Key, made: &Made, created_ms: i64) -> Self {
+<<<<<<< HEAD
         let home = StoredHome::from(&made.key.home);
+=======
+        let home = StoredHome::of(&made.key.home);
+>>>>>>> lives
         let public_key = made.public_key.clone().map(Blob::from);
         BackingKey {
             key_id: key_id.to_owned(),
@@ -173,14 +246,20 @@ impl BackingKey {
             public_key,
             created_ms,
             uses_leased: 0,
+            imported: None,
             rotated: None,
         }
     }
 
-    /// What the HSM must know of it; none where the row makes no sense.
+    /// What the HSM must know of it; none where it is deleted, or the row makes
+    /// no sense.
     pub fn key_ref(&self, id: BackingId) -> Option<KeyRef> {
         let material: Material = super::spec::material(self.spec)?;
         let usage: Use = super::spec::hsm_use(self.usage)?;
+<<<<<<< HEAD
         Some(KeyRef { id, material, usage, home: Home::from(&self.home) })
+=======
+        Some(KeyRef { id, material, usage, home: self.home.home()? })
+>>>>>>> lives
     }
 }

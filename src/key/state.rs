@@ -8,8 +8,10 @@ use crate::proto::kms::KeyState;
 pub enum Stage {
     /// Cryptography, or the public key: the key is enabled.
     Use,
-    /// A change of the key itself: it is enabled or disabled.
+    /// A change of the key itself: it is not about to be deleted.
     Change,
+    /// Enabling and disabling: it has its material.
+    Switch,
     /// Cancelling a deletion: one is pending.
     PendingDeletion,
 }
@@ -18,7 +20,9 @@ pub enum Stage {
 pub fn check(stage: Stage, state: KeyState, arn: &str) -> Result<()> {
     let invalid = |what: &str| Err(Error::new(Exception::KmsInvalidState, format!("{arn} is {what}.")));
     match (stage, state) {
-        (Stage::Use | Stage::Change, KeyState::Enabled) | (Stage::Change, KeyState::Disabled) => Ok(()),
+        (Stage::Use | Stage::Change | Stage::Switch, KeyState::Enabled)
+        | (Stage::Change | Stage::Switch, KeyState::Disabled)
+        | (Stage::Change, KeyState::PendingImport) => Ok(()),
         (Stage::PendingDeletion, KeyState::PendingDeletion | KeyState::PendingReplicaDeletion) => Ok(()),
         (Stage::PendingDeletion, _) => invalid("not pending deletion"),
         (Stage::Use, KeyState::Disabled) => {

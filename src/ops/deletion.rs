@@ -61,7 +61,9 @@ impl Operation for CancelKeyDeletion {
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         call.check(Stage::PendingDeletion, &key)?;
         let mut value = key.held.value.clone();
-        value.state = kms::KeyState::Disabled;
+        // Without its material it is not usable by being enabled.
+        let lacks = value.origin == kms::OriginType::External && value.expiration.is_none();
+        value.state = if lacks { kms::KeyState::PendingImport } else { kms::KeyState::Disabled };
         value.deletion = None;
         call.change(Draft::replace(&key.held, &value)?);
         Ok(kms::CancelKeyDeletionResponse { key_id: Some(key.arn.clone()) })

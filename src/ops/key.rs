@@ -6,7 +6,11 @@ use super::material::public_key;
 use super::policy::acceptable;
 use super::prelude::*;
 use super::tag::tags;
+<<<<<<< HEAD
 use crate::hsm::{Cluster, HsmError, MemberState};
+=======
+use crate::hsm::{Cluster, HsmError, Residence};
+>>>>>>> lives
 use crate::key::Key as KeyRow;
 use crate::material;
 use crate::policy;
@@ -66,7 +70,11 @@ impl Operation for CreateKey {
             request.key_usage.map(|_| choice(request.key_usage, kms::KeyUsageType::Unspecified)),
         )?;
         let origin = choice(request.origin, kms::OriginType::AwsKms);
+<<<<<<< HEAD
         check_origin(origin, request.custom_key_store_id.as_deref())?;
+=======
+        check_origin(origin)?;
+>>>>>>> lives
         let tags = tags(&request.tags)?;
         if !tags.is_empty() {
             call.authorise("kms:TagResource", account.into_inner()).await?;
@@ -77,6 +85,9 @@ impl Operation for CreateKey {
             None => call.default_cluster()?.clone(),
         };
         check_capability(&cluster, spec, usage)?;
+        if origin == kms::OriginType::External {
+            check_imports(&cluster, spec)?;
+        }
         room(call).await?;
 
         let row = RowId {
@@ -88,7 +99,11 @@ impl Operation for CreateKey {
         let mut key = KeyRow {
             spec,
             usage,
+<<<<<<< HEAD
             state: kms::KeyState::Enabled,
+=======
+            state: kms::KeyState::PendingImport,
+>>>>>>> lives
             origin,
             manager: kms::KeyManagerType::Customer,
             description: request.description.clone().unwrap_or_default(),
@@ -97,18 +112,27 @@ impl Operation for CreateKey {
             policy,
             tags,
             current: None,
+            pending: None,
+            expiration: None,
             rotation: None,
             rotations_on_demand: 0,
             custom_key_store_id: request.custom_key_store_id.clone(),
         };
+<<<<<<< HEAD
         let version = material::make(&call.app, &cluster, &row, &key, call.now_ms, call.deadline).await?;
         key.current = Some(version.id);
         // Behind its intent: who deletes the key store now, sees that.
         if let Some(id) = &key.custom_key_store_id {
             call.connected_cluster(id).await?;
+=======
+        if origin != kms::OriginType::External {
+            let version = material::make(&call.app, &cluster, &row, &key, call.now_ms, call.deadline).await?;
+            key.state = kms::KeyState::Enabled;
+            key.current = Some(version.id);
+            version.drafts(&row)?.into_iter().for_each(|draft| call.change(draft));
+>>>>>>> lives
         }
         call.change(Draft::insert(row.clone(), &key)?);
-        version.drafts(&row)?.into_iter().for_each(|draft| call.change(draft));
         call.names(&row.account, &crate::key::arn_of_key(&row));
         Ok(kms::CreateKeyResponse { key_metadata: Some(metadata(call, &row, &key).await?) })
     }
@@ -192,7 +216,7 @@ impl Operation for UpdateKeyDescription {
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         let description = given(&request.description)?.clone();
-        update(call, &key, |key| key.description = description)?;
+        update(call, &key, Stage::Change, |key| key.description = description)?;
         Ok(kms::UpdateKeyDescriptionResponse {})
     }
 }
@@ -214,7 +238,7 @@ impl Operation for EnableKey {
     }
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        update(call, &key, |key| key.state = kms::KeyState::Enabled)?;
+        update(call, &key, Stage::Switch, |key| key.state = kms::KeyState::Enabled)?;
         Ok(kms::EnableKeyResponse {})
     }
 }
@@ -236,7 +260,7 @@ impl Operation for DisableKey {
     }
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
-        update(call, &key, |key| key.state = kms::KeyState::Disabled)?;
+        update(call, &key, Stage::Switch, |key| key.state = kms::KeyState::Disabled)?;
         Ok(kms::DisableKeyResponse {})
     }
 }
@@ -352,6 +376,8 @@ async fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> Result<kms::KeyMetad
         key_agreement_algorithms: numbers(spec::agreement_algorithms(key.usage)),
         mac_algorithms: numbers(spec::mac_algorithms(key.spec)),
         multi_region: Some(false),
+        expiration_model: key.expiration.map(|expiration| expiration_model(expiration.valid_to_ms) as i32),
+        valid_to: key.expiration.and_then(|expiration| expiration.valid_to_ms).map(timestamp),
         current_key_material_id: (key.spec == kms::KeySpec::SymmetricDefault)
             .then_some(key.current)
             .flatten()
@@ -360,9 +386,9 @@ async fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> Result<kms::KeyMetad
     })
 }
 
-/// Changes a key that is enabled or disabled.
-fn update(call: &mut Call, key: &LoadedKey, change: impl FnOnce(&mut KeyRow)) -> Result<()> {
-    call.check(Stage::Change, key)?;
+/// Changes a key in a state that allows it.
+fn update(call: &mut Call, key: &LoadedKey, stage: Stage, change: impl FnOnce(&mut KeyRow)) -> Result<()> {
+    call.check(stage, key)?;
     let mut value = key.held.value.clone();
     change(&mut value);
     call.change(Draft::replace(&key.held, &value)?);
@@ -398,6 +424,7 @@ fn key_spec(request: &kms::CreateKeyRequest) -> Result<kms::KeySpec> {
 
 fn check_origin(origin: kms::OriginType, key_store: Option<&str>) -> Result<()> {
     match origin {
+<<<<<<< HEAD
         kms::OriginType::AwsKms if key_store.is_none() => Ok(()),
         kms::OriginType::AwsCloudhsm if key_store.is_some() => Ok(()),
         kms::OriginType::AwsCloudhsm => {
@@ -411,6 +438,13 @@ fn check_origin(origin: kms::OriginType, key_store: Option<&str>) -> Result<()> 
         | kms::OriginType::External
         | kms::OriginType::ExternalKeyStore
         | kms::OriginType::Unspecified => Err(Error::new(
+=======
+        kms::OriginType::AwsKms | kms::OriginType::External => Ok(()),
+        kms::OriginType::AwsCloudhsm => {
+            Err(Error::validation("Origin AWS_CLOUDHSM needs a CustomKeyStoreId."))
+        }
+        kms::OriginType::ExternalKeyStore | kms::OriginType::Unspecified => Err(Error::new(
+>>>>>>> lives
             Exception::UnsupportedOperation,
             format!("Origin {} is not supported.", origin.text()),
         )),
@@ -438,6 +472,7 @@ async fn room(call: &Call) -> Result<()> {
     }
 }
 
+<<<<<<< HEAD
 /// The cluster of a custom key store, if a key can be made in it.
 async fn in_key_store(call: &mut Call, id: &str, spec: kms::KeySpec) -> Result<Arc<Cluster>> {
     let cluster = call.connected_cluster(id).await?;
@@ -455,6 +490,27 @@ async fn in_key_store(call: &mut Call, id: &str, spec: kms::KeySpec) -> Result<A
         ));
     }
     Ok(cluster)
+=======
+/// ExpirationModel of material with this ValidTo.
+pub(super) fn expiration_model(valid_to_ms: Option<i64>) -> kms::ExpirationModelType {
+    match valid_to_ms {
+        Some(_) => kms::ExpirationModelType::KeyMaterialExpires,
+        None => kms::ExpirationModelType::KeyMaterialDoesNotExpire,
+    }
+}
+
+/// Imported material is kept wrapped, so a kind of key that the cluster cannot
+/// wrap is not imported.
+fn check_imports(cluster: &Cluster, spec: kms::KeySpec) -> Result<()> {
+    let residence = spec::material(spec).and_then(|material| cluster.residence(material));
+    match (spec, residence) {
+        (kms::KeySpec::MlDsa44 | kms::KeySpec::MlDsa65 | kms::KeySpec::MlDsa87, _) => {
+            Err(spec::unsupported(spec, "such key material cannot be imported"))
+        }
+        (_, Some(Residence::Wrapped)) => Ok(()),
+        _ => Err(spec::unsupported(spec, "the HSMs cannot wrap such key material, so it cannot be imported")),
+    }
+>>>>>>> lives
 }
 
 fn check_capability(cluster: &Cluster, spec: kms::KeySpec, usage: kms::KeyUsageType) -> Result<()> {

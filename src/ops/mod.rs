@@ -14,6 +14,7 @@ pub mod events;
 mod explain;
 mod grant;
 mod hsm;
+mod import;
 mod key;
 mod key_store;
 mod mac;
@@ -54,6 +55,7 @@ macro_rules! operations {
 operations! {
     key: CreateKey DescribeKey ListKeys UpdateKeyDescription EnableKey DisableKey GetPublicKey,
     deletion: ScheduleKeyDeletion CancelKeyDeletion,
+    import: GetParametersForImport ImportKeyMaterial DeleteImportedKeyMaterial,
     rotation: EnableKeyRotation DisableKeyRotation GetKeyRotationStatus RotateKeyOnDemand ListKeyRotations,
     alias: CreateAlias UpdateAlias DeleteAlias ListAliases,
     cipher: Encrypt Decrypt ReEncrypt,

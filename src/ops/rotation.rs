@@ -1,9 +1,10 @@
 //! The rotation of a key's material: by the clock, which [`crate::jobs`] looks
 //! at, and on demand.
 
-use super::key::{marker, unmarked};
+use super::key::{expiration_model, marker, unmarked};
 use super::prelude::*;
-use crate::key::{BackingKey, Key as KeyRow, Rotation};
+use crate::hsm::BackingId;
+use crate::key::{BackingKey, Key as KeyRow, Rotation, StoredHome};
 use crate::material;
 use crate::proto::kms::RotationType;
 
@@ -186,18 +187,30 @@ fn when(row: &Held<BackingKey>) -> i64 {
 }
 
 fn entry(key: &Key, row: &Held<BackingKey>) -> kms::RotationsListEntry {
-    let is_current = key.held.value.current.is_some_and(|current| current.to_string() == row.id.id);
-    let state = match is_current {
-        true => kms::KeyMaterialState::Current,
-        false => kms::KeyMaterialState::NonCurrent,
+    let KeyRow { current, pending, .. } = &key.held.value;
+    let is = |id: &Option<BackingId>| id.is_some_and(|id| id.to_string() == row.id.id);
+    let state = match (is(current), is(pending)) {
+        (true, _) => kms::KeyMaterialState::Current,
+        (_, true) => kms::KeyMaterialState::PendingRotation,
+        _ => kms::KeyMaterialState::NonCurrent,
     };
+    let import = row.value.imported.as_ref();
+    let is_there = row.value.home != StoredHome::Deleted;
+    let import_state = match is_there {
+        true => kms::ImportState::Imported,
+        false => kms::ImportState::PendingImport,
+    };
+    let terms = import.filter(|_| is_there);
     kms::RotationsListEntry {
         key_id: Some(key.held.id.id.clone()),
         key_material_id: Some(row.id.id.clone()),
+        key_material_description: import.and_then(|import| import.description.clone()),
+        import_state: import.map(|_| import_state as i32),
         key_material_state: Some(state as i32),
+        expiration_model: terms.map(|terms| expiration_model(terms.valid_to_ms) as i32),
+        valid_to: terms.and_then(|terms| terms.valid_to_ms).map(timestamp),
         rotation_date: row.value.rotated.map(|rotated| timestamp(rotated.at_ms)),
         rotation_type: row.value.rotated.map(|rotated| rotated.by as i32),
-        ..Default::default()
     }
 }
 

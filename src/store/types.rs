@@ -18,12 +18,18 @@ pub enum Kind {
     Alias,
     /// A grant. Parent: the id of the key that it is for.
     Grant,
+<<<<<<< HEAD
     /// A custom key store. Parent: its cluster's id.
     KeyStore,
     /// The name of a custom key store. Parent: the key store's id.
     KeyStoreName,
     /// A cluster of HSMs that was registered for custom key stores.
     Cluster,
+=======
+    /// A wrapping key for an import, and its terms. Parent: the key's id. Due:
+    /// when it is no longer valid.
+    ImportParameters,
+>>>>>>> lives
     /// What an HSM was asked to do that must be finished or undone.
     Intent,
     /// What the daemon keeps about itself: identity, wrapping keys.
@@ -37,6 +43,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether its rows go by themselves, without an event: they answer nobody.
+    pub fn is_passing(self) -> bool {
+        matches!(self, Kind::Intent | Kind::ImportParameters)
+    }
+
     /// The text in the database.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -44,9 +55,13 @@ impl Kind {
             Kind::BackingKey => "backing-key",
             Kind::Alias => "alias",
             Kind::Grant => "grant",
+<<<<<<< HEAD
             Kind::KeyStore => "key-store",
             Kind::KeyStoreName => "key-store-name",
             Kind::Cluster => "cluster",
+=======
+            Kind::ImportParameters => "import-parameters",
+>>>>>>> lives
             Kind::Intent => "intent",
             Kind::System => "system",
             Kind::Trail => "trail",

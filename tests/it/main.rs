@@ -17,6 +17,7 @@ mod deletion;
 mod disk;
 mod history;
 mod hsm;
+mod import;
 mod interop;
 mod key_stores;
 mod kill;

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use strongroom::proto::kms::{self, KeySpec};
 
-use crate::support::{Client, Daemon, Instance, create, encrypt, sign};
+use crate::support::{Client, Daemon, Instance, KEK_BYTES, create, encrypt, import, sign, wrapped};
 
 const SYMMETRIC: KeySpec = KeySpec::SymmetricDefault;
 
@@ -153,6 +153,47 @@ async fn run_everything(client: &Client, secrets: &mut Secrets) {
         assert_eq!(client.call(request).await.unwrap().plaintext(), plaintext);
     }
     run_mac_and_agreement(client, secrets).await;
+    run_imports(client, secrets).await;
+}
+
+/// Imported material, under every algorithm; where the HSM lacks a hash, and
+/// of a curve, it passes through memory.
+async fn run_imports(client: &Client, secrets: &mut Secrets) {
+    use kms::AlgorithmSpec as A;
+    for algorithm in [A::RsaesOaepSha1, A::RsaesOaepSha256, A::RsaAesKeyWrapSha1, A::RsaAesKeyWrapSha256] {
+        for spec in [SYMMETRIC, KeySpec::Hmac384, KeySpec::EccNistP256] {
+            let what = format!("imported {} under {}", spec.as_str_name(), algorithm.as_str_name());
+            let (material, secret) = match spec {
+                SYMMETRIC => (secrets.make(&what)[..32].to_vec(), 0..32),
+                KeySpec::Hmac384 => ([secrets.make(&what), b"!".to_vec()].concat(), 0..47),
+                // The private number is in the middle.
+                _ => (new_p256_key(), 36..68),
+            };
+            let number = material[secret].to_vec();
+            secrets.add(&what, &number);
+            let mut kek = [0; KEK_BYTES];
+            aws_lc_rs::rand::fill(&mut kek).unwrap();
+            secrets.add(&format!("the AES key of {what}"), &kek);
+            let key = client.create_external(create(spec)).await.unwrap();
+            let parameters = client.parameters(&key, algorithm).await.unwrap();
+            let encrypted = wrapped(algorithm, parameters.public_key(), &kek, &material);
+            client.call(import(&key, &parameters, encrypted.clone())).await.unwrap();
+            if spec == SYMMETRIC || spec == KeySpec::EccNistP256 {
+                client.use_key(&key, spec).await.unwrap();
+            }
+            // Refused, it tells no more.
+            let other = client.create_external(create(KeySpec::Hmac512)).await.unwrap();
+            let parameters = client.parameters(&other, algorithm).await.unwrap();
+            let encrypted = wrapped(algorithm, parameters.public_key(), &kek, &material);
+            client.call(import(&other, &parameters, encrypted)).await.unwrap_err();
+        }
+    }
+}
+
+fn new_p256_key() -> Vec<u8> {
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
+    pair.to_pkcs8v1().unwrap().as_ref().to_vec()
 }
 
 async fn run_mac_and_agreement(client: &Client, secrets: &mut Secrets) {

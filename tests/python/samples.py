@@ -4,8 +4,9 @@ import functools
 import hashlib
 import os
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 ECDSA = {"signing_algorithm": "ECDSA_SHA_256", "message": hashlib.sha256(b"sample").digest()}
 NO_STORE = {"custom_key_store_id": "cks-00000000000000000"}
@@ -28,6 +29,12 @@ class Samples:
         pending = kms.create_key().key_metadata.key_id
         kms.schedule_key_deletion(key_id=pending)
         kms.create_alias(alias_name=self.alias, target_key_id=symmetric.id)
+        external, imported = (kms.create_key(origin="EXTERNAL").key_metadata.key_id for _ in range(2))
+        found = kms.get_parameters_for_import(
+            key_id=imported, wrapping_algorithm="RSAES_OAEP_SHA_256", wrapping_key_spec="RSA_2048"
+        )
+        sha256 = hashes.SHA256()
+        oaep = padding.OAEP(padding.MGF1(sha256), sha256, None)
         peer = ec.generate_private_key(ec.SECP256R1()).public_key()
         return {
             "symmetric": symmetric.id,
@@ -35,6 +42,13 @@ class Samples:
             "mac": mac.id,
             "agreement": self.keys("ECC_NIST_P256", "KEY_AGREEMENT").id,
             "pending": pending,
+            "external": external,
+            "imported": imported,
+            "import": {
+                "import_token": found.import_token,
+                "encrypted_key_material": load_der_public_key(found.public_key).encrypt(os.urandom(32), oaep),
+                "expiration_model": "KEY_MATERIAL_DOES_NOT_EXPIRE",
+            },
             "turned": kms.create_key().key_metadata.key_id,
             "peer": peer.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
             "policy": kms.get_key_policy(key_id=symmetric.id).policy,
@@ -60,6 +74,13 @@ class Samples:
             "ScheduleKeyDeletion": key,
             "CancelKeyDeletion": {"key_id": there["pending"]},
             "GetPublicKey": {"key_id": there["signing"]},
+            "GetParametersForImport": {
+                "key_id": there["external"],
+                "wrapping_algorithm": "RSAES_OAEP_SHA_256",
+                "wrapping_key_spec": "RSA_2048",
+            },
+            "ImportKeyMaterial": {"key_id": there["imported"], **there["import"]},
+            "DeleteImportedKeyMaterial": {"key_id": there["external"]},
             "EnableKeyRotation": key,
             "DisableKeyRotation": key,
             "GetKeyRotationStatus": key,

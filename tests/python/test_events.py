@@ -19,6 +19,8 @@ CHANGES = {
     "DisableKey",
     "ScheduleKeyDeletion",
     "CancelKeyDeletion",
+    "ImportKeyMaterial",
+    "DeleteImportedKeyMaterial",
     "EnableKeyRotation",
     "DisableKeyRotation",
     "RotateKeyOnDemand",

@@ -22,6 +22,12 @@ const REQUESTS: &[(&str, &str)] = &[
     ("ScheduleKeyDeletion", r#"{"keyId": "KEY"}"#),
     ("CancelKeyDeletion", r#"{"keyId": "KEY"}"#),
     ("GetPublicKey", r#"{"keyId": "KEY"}"#),
+    ("GetParametersForImport", r#"{"keyId": "KEY", "wrappingAlgorithm": 3, "wrappingKeySpec": 1}"#),
+    (
+        "ImportKeyMaterial",
+        r#"{"keyId": "KEY", "importToken": "eA==", "encryptedKeyMaterial": "eA==", "expirationModel": 2}"#,
+    ),
+    ("DeleteImportedKeyMaterial", r#"{"keyId": "KEY"}"#),
     ("EnableKeyRotation", r#"{"keyId": "KEY"}"#),
     ("DisableKeyRotation", r#"{"keyId": "KEY"}"#),
     ("GetKeyRotationStatus", r#"{"keyId": "KEY"}"#),

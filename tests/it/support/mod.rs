@@ -5,6 +5,7 @@
 mod client;
 mod database;
 mod dice;
+mod material;
 mod token;
 
 use std::fs::{self, File};
@@ -24,6 +25,7 @@ use tokio::time::{sleep, timeout};
 pub use client::{Client, Refusal, Rpc, create, decrypt, encrypt, sign};
 pub use database::Database;
 pub use dice::Dice;
+pub use material::{KEK_BYTES, import, wrapped};
 pub use token::Token;
 
 /// Longer than anything here takes; what takes longer hangs.
