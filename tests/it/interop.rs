@@ -37,6 +37,8 @@ fn pytest(arguments: &[&OsStr], daemon: &[&str]) {
         .args(["-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"])
         .args(arguments)
         .env("PYTHONDONTWRITEBYTECODE", "1")
+        // For daemons that a test starts by itself.
+        .env("TEST_STRONGROOM", env!("CARGO_BIN_EXE_strongroom"))
         .envs(environment(&folder.path().join("dev/env")))
         .output()
         .unwrap();
