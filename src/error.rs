@@ -72,11 +72,8 @@ exceptions! {
     DryRunOperation "DryRunOperationException" Caller FailedPrecondition 400,
     ExpiredImportToken "ExpiredImportTokenException" Caller InvalidArgument 400,
     IncorrectKey "IncorrectKeyException" Caller InvalidArgument 400,
-<<<<<<< HEAD
-    IncorrectTrustAnchor "IncorrectTrustAnchorException" Caller InvalidArgument 400,
-=======
     IncorrectKeyMaterial "IncorrectKeyMaterialException" Caller InvalidArgument 400,
->>>>>>> lives
+    IncorrectTrustAnchor "IncorrectTrustAnchorException" Caller InvalidArgument 400,
     InvalidAliasName "InvalidAliasNameException" Caller InvalidArgument 400,
     InvalidArn "InvalidArnException" Caller InvalidArgument 400,
     InvalidCiphertext "InvalidCiphertextException" Caller InvalidArgument 400,

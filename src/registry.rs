@@ -396,18 +396,15 @@ impl Registry {
                     let group = grant::group_of(&id.id).unwrap_or_default().to_owned();
                     self.grants.invalidate(&RowId { id: group, ..id.clone() });
                 }
-<<<<<<< HEAD
                 Kind::KeyStore
                 | Kind::KeyStoreName
                 | Kind::Cluster
+                | Kind::ImportParameters
                 | Kind::Intent
                 | Kind::System
                 | Kind::Trail
                 | Kind::Delivery
                 | Kind::DigestKey => (),
-=======
-                Kind::ImportParameters | Kind::Intent | Kind::System => (),
->>>>>>> lives
             }
         }
     }

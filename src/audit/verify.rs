@@ -18,26 +18,17 @@ const READ_ROWS: u32 = 512;
 /// How often a row that does not fit is looked at again.
 const LOOKS: usize = 3;
 /// The kinds of rows that carry a MAC.
-<<<<<<< HEAD
-const SEALED: [Kind; 9] = [
-=======
-const SEALED: [Kind; 7] = [
->>>>>>> lives
+const SEALED: [Kind; 10] = [
     Kind::Key,
     Kind::BackingKey,
     Kind::Alias,
     Kind::Grant,
-<<<<<<< HEAD
+    Kind::ImportParameters,
     Kind::Intent,
     Kind::System,
     Kind::Trail,
     Kind::Delivery,
     Kind::DigestKey,
-=======
-    Kind::ImportParameters,
-    Kind::Intent,
-    Kind::System,
->>>>>>> lives
 ];
 
 /// Checks everything, and has rows refused that the log contradicts;

@@ -10,14 +10,10 @@ mod state;
 
 pub use ciphertext::{Ciphertext, Header};
 pub use grant::Grant;
-<<<<<<< HEAD
-pub use rows::{Alias, BackingKey, DAY_MS, Deletion, Key, Rotated, Rotation, StoredHome};
-=======
 pub use rows::{
     Alias, BackingKey, DAY_MS, Deletion, Expiration, Import, ImportParameters, Key, Rotated, Rotation,
     StoredHome,
 };
->>>>>>> lives
 pub use state::{Stage, check};
 
 use crate::store::RowId;

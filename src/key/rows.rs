@@ -209,34 +209,10 @@ pub struct Alias {
     pub updated_ms: i64,
 }
 
-impl From<&Home> for StoredHome {
-    fn from(home: &Home) -> Self {
-        match home {
-            Home::Wrapped { by, blob } => StoredHome::Wrapped { by: *by, blob: Blob(blob.clone()) },
-            Home::Resident { blob } => StoredHome::Resident { blob: blob.clone().map(Blob) },
-        }
-    }
-}
-
-impl From<&StoredHome> for Home {
-    fn from(home: &StoredHome) -> Self {
-        match home {
-            StoredHome::Wrapped { by, blob } => Home::Wrapped { by: *by, blob: blob.0.clone() },
-            StoredHome::Resident { blob } => {
-                Home::Resident { blob: blob.as_ref().map(|blob| blob.0.clone()) }
-            }
-        }
-    }
-}
-
 impl BackingKey {
     /// The row of a backing key that was just made.
     pub fn new(key_id: &str, key: &Key, made: &Made, created_ms: i64) -> Self {
-<<<<<<< HEAD
-        let home = StoredHome::from(&made.key.home);
-=======
         let home = StoredHome::of(&made.key.home);
->>>>>>> lives
         let public_key = made.public_key.clone().map(Blob::from);
         BackingKey {
             key_id: key_id.to_owned(),
@@ -256,10 +232,6 @@ impl BackingKey {
     pub fn key_ref(&self, id: BackingId) -> Option<KeyRef> {
         let material: Material = super::spec::material(self.spec)?;
         let usage: Use = super::spec::hsm_use(self.usage)?;
-<<<<<<< HEAD
-        Some(KeyRef { id, material, usage, home: Home::from(&self.home) })
-=======
         Some(KeyRef { id, material, usage, home: self.home.home()? })
->>>>>>> lives
     }
 }

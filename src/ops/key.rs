@@ -6,11 +6,7 @@ use super::material::public_key;
 use super::policy::acceptable;
 use super::prelude::*;
 use super::tag::tags;
-<<<<<<< HEAD
-use crate::hsm::{Cluster, HsmError, MemberState};
-=======
-use crate::hsm::{Cluster, HsmError, Residence};
->>>>>>> lives
+use crate::hsm::{Cluster, HsmError, MemberState, Residence};
 use crate::key::Key as KeyRow;
 use crate::material;
 use crate::policy;
@@ -70,11 +66,7 @@ impl Operation for CreateKey {
             request.key_usage.map(|_| choice(request.key_usage, kms::KeyUsageType::Unspecified)),
         )?;
         let origin = choice(request.origin, kms::OriginType::AwsKms);
-<<<<<<< HEAD
         check_origin(origin, request.custom_key_store_id.as_deref())?;
-=======
-        check_origin(origin)?;
->>>>>>> lives
         let tags = tags(&request.tags)?;
         if !tags.is_empty() {
             call.authorise("kms:TagResource", account.into_inner()).await?;
@@ -99,11 +91,7 @@ impl Operation for CreateKey {
         let mut key = KeyRow {
             spec,
             usage,
-<<<<<<< HEAD
-            state: kms::KeyState::Enabled,
-=======
             state: kms::KeyState::PendingImport,
->>>>>>> lives
             origin,
             manager: kms::KeyManagerType::Customer,
             description: request.description.clone().unwrap_or_default(),
@@ -118,19 +106,15 @@ impl Operation for CreateKey {
             rotations_on_demand: 0,
             custom_key_store_id: request.custom_key_store_id.clone(),
         };
-<<<<<<< HEAD
-        let version = material::make(&call.app, &cluster, &row, &key, call.now_ms, call.deadline).await?;
-        key.current = Some(version.id);
-        // Behind its intent: who deletes the key store now, sees that.
-        if let Some(id) = &key.custom_key_store_id {
-            call.connected_cluster(id).await?;
-=======
         if origin != kms::OriginType::External {
             let version = material::make(&call.app, &cluster, &row, &key, call.now_ms, call.deadline).await?;
             key.state = kms::KeyState::Enabled;
             key.current = Some(version.id);
             version.drafts(&row)?.into_iter().for_each(|draft| call.change(draft));
->>>>>>> lives
+        }
+        // Behind its intent: who deletes the key store now, sees that.
+        if let Some(id) = &key.custom_key_store_id {
+            call.connected_cluster(id).await?;
         }
         call.change(Draft::insert(row.clone(), &key)?);
         call.names(&row.account, &crate::key::arn_of_key(&row));
@@ -424,8 +408,7 @@ fn key_spec(request: &kms::CreateKeyRequest) -> Result<kms::KeySpec> {
 
 fn check_origin(origin: kms::OriginType, key_store: Option<&str>) -> Result<()> {
     match origin {
-<<<<<<< HEAD
-        kms::OriginType::AwsKms if key_store.is_none() => Ok(()),
+        kms::OriginType::AwsKms | kms::OriginType::External if key_store.is_none() => Ok(()),
         kms::OriginType::AwsCloudhsm if key_store.is_some() => Ok(()),
         kms::OriginType::AwsCloudhsm => {
             Err(Error::validation("Origin AWS_CLOUDHSM needs a CustomKeyStoreId."))
@@ -438,13 +421,6 @@ fn check_origin(origin: kms::OriginType, key_store: Option<&str>) -> Result<()> 
         | kms::OriginType::External
         | kms::OriginType::ExternalKeyStore
         | kms::OriginType::Unspecified => Err(Error::new(
-=======
-        kms::OriginType::AwsKms | kms::OriginType::External => Ok(()),
-        kms::OriginType::AwsCloudhsm => {
-            Err(Error::validation("Origin AWS_CLOUDHSM needs a CustomKeyStoreId."))
-        }
-        kms::OriginType::ExternalKeyStore | kms::OriginType::Unspecified => Err(Error::new(
->>>>>>> lives
             Exception::UnsupportedOperation,
             format!("Origin {} is not supported.", origin.text()),
         )),
@@ -472,7 +448,6 @@ async fn room(call: &Call) -> Result<()> {
     }
 }
 
-<<<<<<< HEAD
 /// The cluster of a custom key store, if a key can be made in it.
 async fn in_key_store(call: &mut Call, id: &str, spec: kms::KeySpec) -> Result<Arc<Cluster>> {
     let cluster = call.connected_cluster(id).await?;
@@ -490,7 +465,8 @@ async fn in_key_store(call: &mut Call, id: &str, spec: kms::KeySpec) -> Result<A
         ));
     }
     Ok(cluster)
-=======
+}
+
 /// ExpirationModel of material with this ValidTo.
 pub(super) fn expiration_model(valid_to_ms: Option<i64>) -> kms::ExpirationModelType {
     match valid_to_ms {
@@ -510,7 +486,6 @@ fn check_imports(cluster: &Cluster, spec: kms::KeySpec) -> Result<()> {
         (_, Some(Residence::Wrapped)) => Ok(()),
         _ => Err(spec::unsupported(spec, "the HSMs cannot wrap such key material, so it cannot be imported")),
     }
->>>>>>> lives
 }
 
 fn check_capability(cluster: &Cluster, spec: kms::KeySpec, usage: kms::KeyUsageType) -> Result<()> {

@@ -18,18 +18,15 @@ pub enum Kind {
     Alias,
     /// A grant. Parent: the id of the key that it is for.
     Grant,
-<<<<<<< HEAD
     /// A custom key store. Parent: its cluster's id.
     KeyStore,
     /// The name of a custom key store. Parent: the key store's id.
     KeyStoreName,
     /// A cluster of HSMs that was registered for custom key stores.
     Cluster,
-=======
     /// A wrapping key for an import, and its terms. Parent: the key's id. Due:
     /// when it is no longer valid.
     ImportParameters,
->>>>>>> lives
     /// What an HSM was asked to do that must be finished or undone.
     Intent,
     /// What the daemon keeps about itself: identity, wrapping keys.
@@ -55,13 +52,10 @@ impl Kind {
             Kind::BackingKey => "backing-key",
             Kind::Alias => "alias",
             Kind::Grant => "grant",
-<<<<<<< HEAD
             Kind::KeyStore => "key-store",
             Kind::KeyStoreName => "key-store-name",
             Kind::Cluster => "cluster",
-=======
             Kind::ImportParameters => "import-parameters",
->>>>>>> lives
             Kind::Intent => "intent",
             Kind::System => "system",
             Kind::Trail => "trail",

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::rows::DigestKey;
 use crate::app::App;
 use crate::error::{Error, Result};
-use crate::hsm::{BackingId, Hash, Home, KeyRef, Material, Scheme, Use};
+use crate::hsm::{BackingId, Hash, KeyRef, Material, Scheme, Use};
 use crate::key::{StoredHome, public};
 use crate::registry::{Draft, Held, from_hsm, from_store};
 use crate::store::{Commit, Kind, RowId};
@@ -73,7 +73,7 @@ pub async fn next(
     let spki =
         made.public_key.ok_or_else(|| Error::internal("the HSM made a key pair without a public key"))?;
     let public_key = pkcs1(&spki)?;
-    let home = StoredHome::from(&made.key.home);
+    let home = StoredHome::of(&made.key.home);
     // Digests have whole seconds; the first one's time may have begun already.
     let from_ms = now_ms - now_ms.rem_euclid(1000);
     let lifetime_ms = i64::try_from(app.trails.settings.digest_key_lifetime.as_millis()).unwrap_or(i64::MAX);
@@ -103,7 +103,7 @@ pub async fn next(
 /// # Errors
 /// When the HSM fails.
 pub async fn sign(app: &App, key: &DigestKey, message: &str, deadline: Instant) -> Result<String> {
-    let home = Home::from(&key.home);
+    let home = key.home.home().ok_or_else(|| Error::internal("a digest key that was deleted"))?;
     let reference = KeyRef { id: key.id, material: MATERIAL, usage: Use::Sign, home };
     let digest = public::digest(Hash::Sha256, message.as_bytes());
     let cluster = app.key_stores.installation();
