@@ -34,7 +34,7 @@ use crate::brakes::{self, Brakes};
 use crate::caller::{Credential, Principal};
 use crate::config::{Config, Flags, Loaded, LogFormat, restart_needed};
 use crate::health;
-use crate::hsm::{Cluster, KeyRules, MemberSettings, MemberState, Modules, TokenUri};
+use crate::hsm::{Cluster, KeyRules, MemberState, Modules};
 use crate::identity::{self, Identity};
 use crate::jobs::{self, ClockGate};
 use crate::key_stores::{KeyStores, connection};
@@ -137,16 +137,8 @@ pub async fn serve(
     ready(&loaded.config, bound)?;
     systemd::ready();
 
-    let reload = Reload {
-        options,
-        authenticator,
-        gate,
-        app: app.clone(),
-        front,
-        aws,
-        members: parts.members.clone(),
-        current: Mutex::new(loaded),
-    };
+    let reload =
+        Reload { options, authenticator, gate, app: app.clone(), front, aws, current: Mutex::new(loaded) };
     wait_for_end(hangups, &reload).await?;
 
     systemd::stopping();
@@ -172,7 +164,6 @@ pub async fn serve(
 struct Assembled {
     app: Arc<App>,
     store: Arc<SqliteStore>,
-    members: Vec<MemberSettings>,
 }
 
 impl Assembled {
@@ -189,13 +180,16 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
     let config = &loaded.config;
     let store = Arc::new(SqliteStore::open(&config.data_dir, sqlite_options(config)).await?);
     let dynamic: Arc<dyn Store> = store.clone();
-    let Identity { cluster: identity, members, row } = identity::read(&*dynamic).await?;
+    let Identity { cluster: identity, members, maintenance, row } = identity::read(&*dynamic).await?;
     let modules = Modules::new(config.modules.clone(), config.hsm.clone());
     let mut opened = Vec::with_capacity(members.len());
     for member in &members {
         opened.push((member.clone(), config.pin(&member.pin)?));
     }
     let cluster = Cluster::start(&modules, opened, identity.clone(), config.hsm.clone(), KeyRules::DEFAULT)?;
+    for out in &maintenance {
+        cluster.set_maintenance(out, true)?;
+    }
     let registry = Registry::new(
         dynamic.clone(),
         cluster.clone(),
@@ -234,7 +228,7 @@ async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
         recover_leases(&app, restored.at_ms).await?;
         store.acknowledge_restore().await?;
     }
-    Ok(Assembled { app, store, members })
+    Ok(Assembled { app, store })
 }
 
 /// How the store is opened.
@@ -359,7 +353,6 @@ struct Reload {
     app: Arc<App>,
     front: Front,
     aws: aws::Front,
-    members: Vec<MemberSettings>,
     current: Mutex<Loaded>,
 }
 
@@ -405,18 +398,11 @@ impl Reload {
     /// A reload is the operator's word that a refused member may be tried once
     /// more, with its PIN as it is now.
     fn retry_pins(&self, config: &Config) {
-        let members = self.app.key_stores.installation().watch().borrow().clone();
+        let cluster = self.app.key_stores.installation();
+        let members = cluster.members();
         for refused in members.iter().filter(|member| member.state == MemberState::Refused) {
-            let Some(settings) =
-                self.members.iter().find(|settings| same_token(&settings.token, &refused.uri))
-            else {
-                continue;
-            };
-            let retried = match config.pin(&settings.pin) {
-                Ok(pin) => {
-                    let cluster = self.app.key_stores.installation();
-                    cluster.retry_pin(&refused.uri, Some(pin)).map_err(anyhow::Error::from)
-                }
+            let retried = match config.pin(&refused.pin) {
+                Ok(pin) => cluster.retry_pin(&refused.uri, Some(pin)).map_err(anyhow::Error::from),
                 Err(problem) => Err(anyhow::anyhow!("{problem}")),
             };
             if let Err(error) = retried {
@@ -436,14 +422,6 @@ impl Reload {
         self.retry_pins(&loaded.config);
         self.app.key_stores.reload(loaded.config.clone());
         *self.current.lock() = loaded;
-    }
-}
-
-/// Whether two RFC 7512 URIs name one token.
-fn same_token(one: &str, other: &str) -> bool {
-    match (one.parse::<TokenUri>(), other.parse::<TokenUri>()) {
-        (Ok(one), Ok(other)) => one == other,
-        _ => false,
     }
 }
 

@@ -8,8 +8,9 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::error::Error;
 use crate::hsm::{ClusterIdentity, MemberSettings};
-use crate::registry::{Draft, Registry, Stored};
+use crate::registry::{Draft, Held, Registry, Stored, from_store};
 use crate::store::{Kind, Row, RowId, Store};
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -17,9 +18,13 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The row.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Installation {
+pub struct Installation {
     cluster: ClusterIdentity,
-    members: Vec<MemberSettings>,
+    /// The tokens.
+    pub members: Vec<MemberSettings>,
+    /// The URIs of those that an operator took out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub maintenance: Vec<String>,
 }
 
 impl Stored for Installation {
@@ -32,6 +37,8 @@ pub struct Identity {
     pub cluster: ClusterIdentity,
     /// The tokens.
     pub members: Vec<MemberSettings>,
+    /// The URIs of those that an operator took out.
+    pub maintenance: Vec<String>,
     /// The row itself, for [`check`].
     pub row: Row,
 }
@@ -44,9 +51,19 @@ pub async fn read(store: &dyn Store) -> anyhow::Result<Identity> {
     let row = store.row(&id()).await?.context(
         "the data folder knows no HSM yet: hold the ceremony first, `strongroom hsm init --config FILE --token URI`",
     )?;
-    let Installation { cluster, members } =
+    let Installation { cluster, members, maintenance } =
         serde_json::from_str(&row.body).context("the row of the HSM cluster cannot be read")?;
-    Ok(Identity { cluster, members, row })
+    Ok(Identity { cluster, members, maintenance, row })
+}
+
+/// The row as a running daemon changes it.
+///
+/// # Errors
+/// Where the store or the HSMs do not answer.
+pub async fn held(registry: &Registry, deadline: Instant) -> crate::error::Result<Held<Installation>> {
+    let row = registry.store().row(&id()).await.map_err(from_store)?;
+    let row = row.ok_or_else(|| Error::internal("the store has no row of the HSM cluster"))?;
+    registry.open(row, deadline).await
 }
 
 /// Whether a data folder has an identity.
@@ -67,7 +84,7 @@ pub async fn check(registry: &Registry, row: &Row) -> anyhow::Result<()> {
 
 /// The change that makes the identity known.
 pub fn draft(cluster: ClusterIdentity, members: Vec<MemberSettings>) -> crate::error::Result<Draft> {
-    Draft::insert(id(), &Installation { cluster, members })
+    Draft::insert(id(), &Installation { cluster, members, maintenance: Vec::new() })
 }
 
 fn id() -> RowId {

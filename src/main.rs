@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
-use strongroom::commands::{backup, check_config, dev, hsm_init, init};
+use strongroom::commands::{backup, check_config, dev, hsm_bring, hsm_init, init};
 use strongroom::config::{Config, Flags};
 use strongroom::hardening::{ALLOCATOR, Allocator, harden};
 use strongroom::{cli, daemon};
@@ -74,15 +74,19 @@ impl ServeArgs {
 }
 
 fn command() -> Command {
-    let hsm = Command::new("hsm")
-        .about("The HSMs")
-        .arg_required_else_help(true)
-        .subcommand(
-            hsm_init::HsmInitArgs::augment_args(Command::new("init"))
-                .about("Hold the ceremony: make the keys of the installation in a token, once"),
-        )
-        .subcommand(cli::hsm_list_command())
-        .subcommand(cli::hsm_cluster_command());
+    let hsm =
+        Command::new("hsm")
+            .about("The HSMs")
+            .arg_required_else_help(true)
+            .subcommand(
+                hsm_init::HsmInitArgs::augment_args(Command::new("init"))
+                    .about("Hold the ceremony: make the keys of the installation in a token, once"),
+            )
+            .subcommand(cli::hsm_list_command())
+            .subcommand(hsm_bring::HsmBringArgs::augment_args(Command::new("bring")).about(
+                "Bring a cluster's wrapping key from one HSM to an empty one, approved by the first's SO",
+            ))
+            .subcommands(cli::hsm_commands());
     <Cli as clap::CommandFactory>::command()
         .subcommand(cli::kms_command())
         .subcommand(cli::events_command())
@@ -102,7 +106,8 @@ fn main() -> ExitCode {
         Some(("admin", matches)) => client(cli::run_admin(matches)),
         Some(("hsm", hsm)) => match hsm.subcommand() {
             Some(("list", matches)) => client(cli::run_hsm_list(matches)),
-            Some(("cluster", matches)) => client(cli::run_hsm_cluster(matches)),
+            Some((name, matches)) if cli::is_hsm_command(name) => client(cli::run_hsm(name, matches)),
+            Some(("bring", matches)) => parsed(matches).and_then(|args| hsm_bring::run(&args)),
             Some((_, matches)) => parsed(matches).and_then(|args| hsm_init::run(&args)),
             None => Ok(ExitCode::from(2)),
         },

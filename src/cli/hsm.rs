@@ -1,4 +1,4 @@
-//! `strongroom hsm list` and `strongroom hsm cluster`.
+//! `strongroom hsm list`, and the commands on clusters and members.
 
 use std::process::ExitCode;
 
@@ -50,37 +50,104 @@ pub async fn run_list(matches: &ArgMatches) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The operations on clusters by the names of their commands.
-const CLUSTER_COMMANDS: [(&str, &str); 4] = [
-    ("create", "CreateCluster"),
-    ("initialize", "InitializeCluster"),
-    ("describe", "DescribeClusters"),
-    ("delete", "DeleteCluster"),
-];
-
-/// `cluster`.
-pub fn cluster_command() -> Command {
-    let command =
-        |(name, method): (&str, &str)| operation::operation(name.to_owned(), &Service::Hsm.method(method));
-    Command::new("cluster")
-        .about("Register clusters of HSMs for custom key stores")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .args(connection::args())
-        .subcommands(CLUSTER_COMMANDS.into_iter().map(command))
+/// Operations on one kind of thing, by the names of their commands.
+struct Group {
+    name: &'static str,
+    about: &'static str,
+    commands: &'static [(&'static str, &'static str)],
 }
 
-/// Calls the operation on clusters that was matched.
+const GROUPS: [Group; 2] = [
+    Group {
+        name: "cluster",
+        about: "Register clusters of HSMs for custom key stores",
+        commands: &[
+            ("create", "CreateCluster"),
+            ("initialize", "InitializeCluster"),
+            ("describe", "DescribeClusters"),
+            ("delete", "DeleteCluster"),
+        ],
+    },
+    Group {
+        name: "member",
+        about: "Change the members of the installation's cluster while it runs",
+        commands: &[
+            ("tokens", "ListTokens"),
+            ("add", "AddMember"),
+            ("remove", "RemoveMember"),
+            ("replace", "ReplaceMember"),
+            ("begin-maintenance", "BeginMaintenance"),
+            ("end-maintenance", "EndMaintenance"),
+            (CHECK, CHECK_MEMBER),
+        ],
+    },
+];
+
+/// It asks again until all keys are compared.
+const CHECK: &str = "check";
+const CHECK_MEMBER: &str = "CheckMember";
+
+/// The commands of groups of operations.
+pub fn group_commands() -> impl Iterator<Item = Command> {
+    GROUPS.iter().map(|group| {
+        Command::new(group.name)
+            .about(group.about)
+            .subcommand_required(true)
+            .arg_required_else_help(true)
+            .args(connection::args())
+            .subcommands(
+                group.commands.iter().map(|(name, method)| {
+                    operation::operation((*name).to_owned(), &Service::Hsm.method(method))
+                }),
+            )
+    })
+}
+
+/// Whether [`group_commands`] has it.
+pub fn is_group(name: &str) -> bool {
+    GROUPS.iter().any(|group| group.name == name)
+}
+
+/// Calls the operation of a group that was matched.
 ///
 /// # Errors
 /// Any [`Failure`].
-pub async fn run_cluster(matches: &ArgMatches) -> Result<ExitCode, Failure> {
+pub async fn run_group(name: &str, matches: &ArgMatches) -> Result<ExitCode, Failure> {
+    let group = GROUPS.iter().find(|group| group.name == name);
     let named = matches.subcommand().and_then(|(name, matches)| {
-        let (_, method) = CLUSTER_COMMANDS.iter().find(|(command, _)| *command == name)?;
-        Some((method, matches))
+        let (_, method) = group?.commands.iter().find(|(command, _)| *command == name)?;
+        Some((*method, matches))
     });
-    let (method, matches) = named.ok_or_else(|| Failure::Usage("no operation is named".to_owned()))?;
-    operation::call_method(&Service::Hsm.method(method), matches).await
+    match named {
+        None => Err(Failure::Usage("no operation is named".to_owned())),
+        Some((CHECK_MEMBER, matches)) => run_check(matches).await,
+        Some((method, matches)) => operation::call_method(&Service::Hsm.method(method), matches).await,
+    }
+}
+
+/// Compares page after page, with progress on standard error; prints what was
+/// found. Exit code 1: something was found and is not repaired.
+async fn run_check(matches: &ArgMatches) -> Result<ExitCode, Failure> {
+    let method = Service::Hsm.method(CHECK_MEMBER);
+    let mut request = arguments::request(&method.input(), matches, &mut Sources::of_process())?;
+    let connection = connection::connect(matches).await?;
+    let mut findings = Vec::new();
+    loop {
+        let answer = json::to_json(&call::unary(&connection, &method, request.clone()).await?);
+        let count = |name: &str| answer.get(name).and_then(Json::as_i64).unwrap_or_default();
+        eprintln!("compared {} of {} keys", count("Compared"), count("Expected"));
+        findings.extend(answer.get("Findings").and_then(Json::as_array).cloned().unwrap_or_default());
+        match answer.get("NextMarker").and_then(Json::as_str) {
+            None => break,
+            Some(marker) => {
+                request.set_field_by_name("marker", prost_reflect::Value::String(marker.to_owned()));
+            }
+        }
+    }
+    let is_left = |finding: &Json| finding.get("Repaired").and_then(Json::as_bool) != Some(true);
+    let left = findings.iter().any(is_left);
+    output::to_stdout(&output::lines(&serde_json::json!({ "Findings": findings })))?;
+    Ok(ExitCode::from(u8::from(left)))
 }
 
 fn table(answer: &Json) -> String {
@@ -109,13 +176,22 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn every_operation_on_clusters_has_a_command() {
-        for (name, _) in CLUSTER_COMMANDS {
-            assert!(cluster_command().find_subcommand(name).is_some(), "{name}");
+    fn every_operation_on_the_hsms_has_a_command() {
+        let grouped = GROUPS.iter().flat_map(|group| group.commands.iter().map(|(_, method)| *method));
+        let mut commands: Vec<&str> = grouped.chain([LIST_MEMBERS]).collect();
+        commands.sort_unstable();
+        let mut methods: Vec<String> =
+            Service::Hsm.operations().map(|(_, method)| method.name().to_owned()).collect();
+        methods.sort_unstable();
+        assert_eq!(commands, methods);
+        for group in group_commands() {
+            assert!(is_group(group.get_name()));
+            group.debug_assert();
         }
         let line =
             "cluster create --members Module=m,Token=pkcs11:token=a;serial=b --trust-anchor-certificate c";
-        let matches = cluster_command().try_get_matches_from(line.split(' ')).unwrap();
+        let command = group_commands().find(|command| command.get_name() == "cluster").unwrap();
+        let matches = command.try_get_matches_from(line.split(' ')).unwrap();
         let (_, matches) = matches.subcommand().unwrap();
         let method = Service::Hsm.method("CreateCluster");
         let request = arguments::request(&method.input(), matches, &mut Sources::of_process()).unwrap();

@@ -104,14 +104,19 @@ pub fn hsm_list_command() -> Command {
     hsm::list_command()
 }
 
-/// `cluster`, for `strongroom hsm`.
-pub fn hsm_cluster_command() -> Command {
-    hsm::cluster_command()
+/// `cluster` and `member`, for `strongroom hsm`.
+pub fn hsm_commands() -> impl Iterator<Item = Command> {
+    hsm::group_commands()
 }
 
-/// Runs what [`hsm_cluster_command`] matched; errors are printed to standard error.
-pub async fn run_hsm_cluster(matches: &ArgMatches) -> ExitCode {
-    exit_code(hsm::run_cluster(matches).await)
+/// Whether [`hsm_commands`] has a command.
+pub fn is_hsm_command(name: &str) -> bool {
+    hsm::is_group(name)
+}
+
+/// Runs what [`hsm_commands`] matched; errors are printed to standard error.
+pub async fn run_hsm(name: &str, matches: &ArgMatches) -> ExitCode {
+    exit_code(hsm::run_group(name, matches).await)
 }
 
 /// Runs what [`hsm_list_command`] matched; errors are printed to standard error.

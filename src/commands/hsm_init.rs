@@ -128,7 +128,7 @@ async fn tell(
 }
 
 /// What was given, or the only one that there is.
-fn only<'a>(
+pub(super) fn only<'a>(
     given: &Option<String>,
     mut names: impl Iterator<Item = &'a String>,
     flag: &str,

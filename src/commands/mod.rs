@@ -5,6 +5,7 @@ pub mod backup;
 pub mod check_config;
 pub mod dev;
 pub mod dev_setup;
+pub mod hsm_bring;
 pub mod hsm_init;
 pub mod init;
 mod template;

@@ -102,7 +102,9 @@ impl Cluster {
         }
         let (identity, news) = (self.identity.clone(), self.health.clone());
         let index = self.started.fetch_add(1, Ordering::Relaxed);
-        let parts = Parts { token, index, module, pin, identity, settings: self.settings.clone(), news };
+        let pin_name = settings.pin.clone();
+        let settings = self.settings.clone();
+        let parts = Parts { token, index, module, pin, pin_name, identity, settings, news };
         let member = Arc::new(Member::start(parts)?);
         self.health.send_modify(|members| {
             members.push(MemberHealth { uri: uri.clone(), state: MemberState::Attaching, reason: None });

@@ -46,6 +46,7 @@ pub(crate) struct Member {
     uri: String,
     module: Arc<Module>,
     pin: Mutex<SecretString>,
+    pin_name: String,
     identity: Arc<ClusterIdentity>,
     settings: ClusterSettings,
     meters: Meters,
@@ -113,6 +114,7 @@ pub(crate) struct Parts {
     pub(crate) index: usize,
     pub(crate) module: Arc<Module>,
     pub(crate) pin: SecretString,
+    pub(crate) pin_name: String,
     pub(crate) identity: Arc<ClusterIdentity>,
     pub(crate) settings: ClusterSettings,
     pub(crate) news: Arc<watch::Sender<Vec<MemberHealth>>>,
@@ -121,7 +123,7 @@ pub(crate) struct Parts {
 impl Member {
     /// Starts its threads; [`Member::supervise`] does the rest.
     pub(crate) fn start(parts: Parts) -> Result<Member, HsmError> {
-        let Parts { token, index, module, pin, identity, settings, news } = parts;
+        let Parts { token, index, module, pin, pin_name, identity, settings, news } = parts;
         let capacity = settings.queue_capacity as usize;
         let crew = |name: &str, threads| Crew::start(format!("hsm{index}-{name}"), threads, capacity);
         let uri = token.to_string();
@@ -139,6 +141,7 @@ impl Member {
             self_test: Mutex::new(None),
             cause: Mutex::new(None),
             pin: Mutex::new(pin),
+            pin_name,
             maintenance: AtomicBool::new(false),
             slow: AtomicBool::new(false),
             token,
@@ -214,6 +217,7 @@ impl Member {
         MemberStatus {
             uri: self.uri.clone(),
             module: self.module.name().to_owned(),
+            pin: self.pin_name.clone(),
             state,
             reason,
             cause: *self.cause.lock(),

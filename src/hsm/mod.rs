@@ -25,6 +25,7 @@ mod selftest;
 mod session;
 mod settings;
 pub mod softhsm;
+mod tokens;
 mod transport;
 mod types;
 
@@ -35,5 +36,6 @@ pub use import::{Imported, Wrapping};
 pub use module::{private_copy, with_environment};
 pub use modules::Modules;
 pub use settings::*;
+pub use tokens::{TokenListing, list_tokens};
 pub use transport::{TokenAccess, bring_wrapping_key};
 pub use types::*;

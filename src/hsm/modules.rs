@@ -27,6 +27,11 @@ impl Modules {
         &self.limits
     }
 
+    /// The names of the modules.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.settings.keys().map(String::as_str)
+    }
+
     /// Whether the configuration has a module of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.settings.contains_key(name)

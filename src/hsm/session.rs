@@ -329,6 +329,23 @@ pub(crate) fn token_info(life: &Life, slot: CK_SLOT_ID) -> Result<TokenInfo, Fai
     })
 }
 
+/// All that a token says about itself.
+pub(crate) fn raw_token_info(life: &Life, slot: CK_SLOT_ID) -> Result<CK_TOKEN_INFO, Failure> {
+    let mut info = CK_TOKEN_INFO::default();
+    call!(life, C_GetTokenInfo(slot, &mut info))?;
+    Ok(info)
+}
+
+/// The mechanisms that a token lists.
+pub(crate) fn mechanisms(life: &Life, slot: CK_SLOT_ID) -> Result<Vec<CK_MECHANISM_TYPE>, Failure> {
+    let mut count = 0;
+    call!(life, C_GetMechanismList(slot, std::ptr::null_mut(), &mut count))?;
+    let mut list = vec![0; count as usize];
+    call!(life, C_GetMechanismList(slot, list.as_mut_ptr(), &mut count))?;
+    list.truncate(count as usize);
+    Ok(list)
+}
+
 /// A mechanism with its parameters.
 pub(crate) enum Mechanism<'a> {
     /// One without parameters.

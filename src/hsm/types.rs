@@ -388,6 +388,8 @@ pub struct MemberStatus {
     pub uri: String,
     /// The name of its module in the configuration.
     pub module: String,
+    /// The name of its PIN in the configuration.
+    pub pin: String,
     /// How it is.
     pub state: MemberState,
     /// Why it is lost or refused.

@@ -198,6 +198,13 @@ impl StoredHome {
     }
 }
 
+impl StoredHome {
+    /// Whether it is a token object.
+    pub fn is_resident(&self) -> bool {
+        matches!(self, StoredHome::Resident { .. })
+    }
+}
+
 /// An alias. Its name is the row's id, its key the row's parent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alias {

@@ -23,23 +23,16 @@ impl Operation for ListMembers {
     async fn run(call: &mut Call, _: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
         management_only(call)?;
         let clusters = call.app.key_stores.clusters();
-        let members = clusters.iter().flat_map(|cluster| cluster.members()).map(member).collect();
+        let members = clusters.iter().flat_map(|cluster| cluster.members()).map(describe_member).collect();
         Ok(hsm::ListMembersResponse { members })
     }
 }
 
-fn member(status: crate::hsm::MemberStatus) -> hsm::Member {
-    let state = match status.state {
-        MemberState::Attaching => hsm::MemberState::Attaching,
-        MemberState::Serving => hsm::MemberState::Serving,
-        MemberState::Lost => hsm::MemberState::Lost,
-        MemberState::Refused => hsm::MemberState::Refused,
-        MemberState::Maintenance => hsm::MemberState::Maintenance,
-    };
+pub(super) fn describe_member(status: crate::hsm::MemberStatus) -> hsm::Member {
     hsm::Member {
         uri: Some(status.uri),
         module: Some(status.module),
-        state: Some(state as i32),
+        state: Some(member_state(status.state) as i32),
         reason: status.reason,
         model: Some(status.model),
         manufacturer: Some(status.manufacturer),
@@ -52,10 +45,22 @@ fn member(status: crate::hsm::MemberStatus) -> hsm::Member {
     }
 }
 
-fn mechanism((capability, result): (crate::hsm::Capability, Result<(), String>)) -> hsm::Mechanism {
+pub(super) fn mechanism(
+    (capability, result): (crate::hsm::Capability, Result<(), String>),
+) -> hsm::Mechanism {
     hsm::Mechanism {
         algorithm: Some(capability.to_string()),
         works: Some(result.is_ok()),
         reason: result.err(),
+    }
+}
+
+pub(super) fn member_state(state: MemberState) -> hsm::MemberState {
+    match state {
+        MemberState::Attaching => hsm::MemberState::Attaching,
+        MemberState::Serving => hsm::MemberState::Serving,
+        MemberState::Lost => hsm::MemberState::Lost,
+        MemberState::Refused => hsm::MemberState::Refused,
+        MemberState::Maintenance => hsm::MemberState::Maintenance,
     }
 }

@@ -15,10 +15,12 @@ mod explain;
 mod grant;
 mod hsm;
 mod import;
+mod inventory;
 mod key;
 mod key_store;
 mod mac;
 mod material;
+mod member;
 mod policy;
 mod random;
 mod rotation;
@@ -75,6 +77,8 @@ operations! {
     trail_tags: AddTags RemoveTags ListTags,
     digest_keys: ListPublicKeys RotateDigestKey,
     hsm: ListMembers,
+    member: ListTokens AddMember RemoveMember ReplaceMember BeginMaintenance EndMaintenance,
+    inventory: CheckMember,
     cluster: CreateCluster InitializeCluster DescribeClusters DeleteCluster,
     admin: RecoverKeyPolicy ConfirmClock,
     explain: ExplainAccess,

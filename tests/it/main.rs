@@ -21,6 +21,7 @@ mod import;
 mod interop;
 mod key_stores;
 mod kill;
+mod members;
 mod operated;
 mod outage;
 mod policy;

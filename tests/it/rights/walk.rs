@@ -97,6 +97,13 @@ const REQUESTS: &[(&str, &str)] = &[
     ("ListTags", r#"{"resourceIdList": ["TRAIL"]}"#),
     ("RotateDigestKey", "{}"),
     ("ListMembers", "{}"),
+    ("ListTokens", "{}"),
+    ("AddMember", r#"{"token": "pkcs11:token=a;serial=b", "module": "softhsm2", "pin": "user"}"#),
+    ("RemoveMember", r#"{"token": "pkcs11:token=a;serial=b"}"#),
+    ("ReplaceMember", r#"{"replacedToken": "a", "token": "b", "module": "softhsm2", "pin": "user"}"#),
+    ("BeginMaintenance", r#"{"token": "pkcs11:token=a;serial=b"}"#),
+    ("EndMaintenance", r#"{"token": "pkcs11:token=a;serial=b"}"#),
+    ("CheckMember", r#"{"token": "pkcs11:token=a;serial=b"}"#),
     (
         "CreateCluster",
         r#"{"members": [{"module": "key-store", "token": "pkcs11:token=a;serial=b"}], "trustAnchorCertificate": "a"}"#,

@@ -105,6 +105,13 @@ rpcs! { cloudtrail "cloudtrail.v1.CloudTrailService":
 }
 rpcs! { hsm "hsm.v1.HsmService":
     "ListMembers" ListMembersRequest ListMembersResponse,
+    "ListTokens" ListTokensRequest ListTokensResponse,
+    "AddMember" AddMemberRequest AddMemberResponse,
+    "RemoveMember" RemoveMemberRequest RemoveMemberResponse,
+    "ReplaceMember" ReplaceMemberRequest ReplaceMemberResponse,
+    "BeginMaintenance" BeginMaintenanceRequest BeginMaintenanceResponse,
+    "EndMaintenance" EndMaintenanceRequest EndMaintenanceResponse,
+    "CheckMember" CheckMemberRequest CheckMemberResponse,
     "CreateCluster" CreateClusterRequest CreateClusterResponse,
     "InitializeCluster" InitializeClusterRequest InitializeClusterResponse,
     "DescribeClusters" DescribeClustersRequest DescribeClustersResponse,

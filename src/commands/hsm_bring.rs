@@ -1,0 +1,83 @@
+//! `strongroom hsm bring`: a cluster's wrapping key from one HSM to an empty
+//! one, which can then be added as a member. A process of its own does it, so
+//! that the security officer's PIN is never the daemon's.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use secrecy::SecretString;
+
+use super::hsm_init::only;
+use crate::config::{Config, Flags};
+use crate::hsm::{Modules, TokenAccess, bring_wrapping_key};
+
+/// The options of `strongroom hsm bring`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct HsmBringArgs {
+    /// The configuration file.
+    #[arg(long, env = "STRONGROOM_CONFIG", default_value = "/etc/strongroom/strongroom.toml")]
+    pub config: PathBuf,
+    /// A member of the cluster: its RFC 7512 URI, `pkcs11:token=LABEL;serial=SERIAL`.
+    #[arg(long)]
+    pub from: String,
+    /// Its module, a name of [modules]; needed where there are several.
+    #[arg(long)]
+    pub from_module: Option<String>,
+    /// Its crypto user's PIN, a name of [pins]; needed where there are several.
+    #[arg(long)]
+    pub from_pin: Option<String>,
+    /// The token that gets the key, initialised and empty: its RFC 7512 URI.
+    #[arg(long)]
+    pub to: String,
+    /// Its module, a name of [modules]; needed where there are several.
+    #[arg(long)]
+    pub to_module: Option<String>,
+    /// Its crypto user's PIN, a name of [pins]; needed where there are several.
+    #[arg(long)]
+    pub to_pin: Option<String>,
+    /// A file with the PIN of the member's security officer; asked for at the
+    /// terminal without it.
+    #[arg(long)]
+    pub so_pin_file: Option<PathBuf>,
+}
+
+/// Brings the key. The daemon may run.
+pub fn run(args: &HsmBringArgs) -> anyhow::Result<ExitCode> {
+    crate::hardening::harden();
+    let config = Config::load(Some(&args.config), &Flags::new())?.config;
+    let access = |token: &str, module: &Option<String>, pin: &Option<String>, side: &str| {
+        let (module_flag, pin_flag) = (format!("--{side}-module"), format!("--{side}-pin"));
+        anyhow::Ok(TokenAccess {
+            module: only(module, config.modules.keys(), &module_flag, "[modules]")?,
+            token: token.parse()?,
+            pin: config.pin(&only(pin, config.pins.keys(), &pin_flag, "[pins]")?)?,
+        })
+    };
+    let source = access(&args.from, &args.from_module, &args.from_pin, "from")?;
+    let target = access(&args.to, &args.to_module, &args.to_pin, "to")?;
+    let so_pin = so_pin(args)?;
+    let modules = Modules::new(config.modules.clone(), config.hsm.clone());
+    let brought = bring_wrapping_key(&modules, &source, &so_pin, &target);
+    modules.finalise();
+    let id = brought?;
+    println!("{} has the wrapping key {id}.", target.token);
+    println!(
+        "Next: strongroom hsm member add --token '{}' --module {} --pin NAME",
+        target.token, target.module
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn so_pin(args: &HsmBringArgs) -> anyhow::Result<SecretString> {
+    let text = match &args.so_pin_file {
+        Some(file) => zeroize::Zeroizing::new(
+            std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?,
+        ),
+        None => zeroize::Zeroizing::new(
+            rpassword::prompt_password(format!("PIN of the security officer of {}: ", args.from))
+                .context("the security officer's PIN: give --so-pin-file where there is no terminal")?,
+        ),
+    };
+    Ok(text.trim_end_matches(['\r', '\n']).into())
+}

@@ -1,0 +1,159 @@
+//! Members that join and leave a running daemon, by the commands of the runbook.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Output;
+
+use serde_json::Value;
+use strongroom::hsm::softhsm;
+use strongroom::proto::hsm::{ListMembersRequest, MemberState};
+use strongroom::proto::kms::KeySpec;
+
+use crate::hsm::{PIN, Token};
+use crate::support::{Instance, eventually};
+
+const RUNBOOK: &str = include_str!("../../deploy/hsm.md");
+
+/// Makes the second HSM known to the configuration of an instance that is stopped.
+fn configure(instance: &Instance, second: &Token) {
+    let pin = instance.path("hsm/second.pin");
+    fs::write(&pin, PIN).unwrap();
+    fs::set_permissions(&pin, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = instance.path("strongroom.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let library = softhsm::library().unwrap();
+    let more = format!(
+        "\n[modules.second]\nlibrary = {:?}\nenvironment = {{ SOFTHSM2_CONF = {:?} }}\n\n[pins.second]\nfile = {:?}\n",
+        library,
+        second.configuration(),
+        pin
+    );
+    fs::write(&file, text + &more).unwrap();
+}
+
+/// The runbook's command of this name, with the names of this installation.
+fn runbook(instance: &Instance, command: &str, names: &[(&str, &str)]) -> Output {
+    let line = RUNBOOK
+        .lines()
+        .map(str::trim)
+        .find(|line| line.strip_prefix("strongroom ").is_some_and(|line| line.starts_with(command)));
+    let line = line.unwrap_or_else(|| panic!("the runbook has no {command}"));
+    let word = |word: &str| {
+        let named = names.iter().find(|(name, _)| *name == word);
+        named.map_or(word.to_owned(), |(_, value)| (*value).to_owned())
+    };
+    let words: Vec<String> = line.split_whitespace().skip(1).map(word).collect();
+    instance.cli(&words.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn done(output: Output) -> Value {
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_added_maintained_and_replaced_by_the_runbook() {
+    let instance = Instance::new();
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+    let key = client.create(KeySpec::SymmetricDefault).await.unwrap();
+    let blob = client.encrypt(&key, b"secret").await.unwrap();
+    let first = client.call(ListMembersRequest::default()).await.unwrap().members.remove(0).uri.unwrap();
+    daemon.terminate().await;
+    let second = Token::new(2);
+    configure(&instance, &second);
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+
+    let uri = second.uri.to_string();
+    let (config, so_pin) = (instance.path("strongroom.toml"), instance.path("hsm/so.pin"));
+    let names = [
+        ("CONFIG", config.to_str().unwrap()),
+        ("MEMBER", first.as_str()),
+        ("MEMBER_MODULE", "softhsm2"),
+        ("MEMBER_PIN", strongroom::commands::dev_setup::USER_PIN),
+        ("TOKEN", uri.as_str()),
+        ("MODULE", "second"),
+        ("PIN", "second"),
+        ("SO_PIN_FILE", so_pin.to_str().unwrap()),
+    ];
+    let run = |command: &str| runbook(&instance, command, &names);
+    let members = async || -> Vec<(String, MemberState)> {
+        let listed = client.call(ListMembersRequest::default()).await.unwrap().members;
+        listed.into_iter().map(|member| (member.uri.clone().unwrap(), member.state())).collect()
+    };
+
+    let modules = done(run("hsm member tokens"));
+    let shown: Vec<&Value> =
+        modules["Modules"].as_array().unwrap().iter().map(|module| &module["Tokens"][0]).collect();
+    assert_eq!(shown.len(), 2);
+    assert!(shown.iter().any(|token| token["Uri"] == uri && token.get("MemberState").is_none()), "{modules}");
+    assert!(
+        shown.iter().any(|token| token["Uri"] == first && token["MemberState"] == "SERVING"),
+        "{modules}"
+    );
+
+    let without_key = run("hsm member add");
+    assert!(String::from_utf8_lossy(&without_key.stderr).contains("strongroom hsm bring"), "{without_key:?}");
+    assert_eq!(members().await.len(), 1);
+    let last = run("hsm member remove");
+    assert!(String::from_utf8_lossy(&last.stderr).contains("no other member"), "{last:?}");
+
+    done(run("hsm bring"));
+    done(run("hsm member add"));
+    assert_eq!(members().await, [(first.clone(), MemberState::Serving), (uri.clone(), MemberState::Serving)]);
+    let twice = run("hsm member add");
+    assert!(String::from_utf8_lossy(&twice.stderr).contains("member already"), "{twice:?}");
+
+    // An object of ours that no key has.
+    let orphan = "ab".repeat(32);
+    let made = second.pkcs11_tool(&[
+        "--keygen",
+        "--key-type",
+        "AES:32",
+        "--label",
+        "strongroom key",
+        "--id",
+        &orphan,
+        "--usage-decrypt",
+    ]);
+    assert!(made.status.success(), "{made:?}");
+    let found = instance.cli(&["hsm", "member", "check", "--token", &uri]);
+    assert_eq!(found.status.code(), Some(1), "{found:?}");
+    let repaired = done(run("hsm member check"));
+    let finding = &repaired["Findings"][0];
+    assert_eq!((&finding["Kind"], &finding["Id"]), (&Value::from("ORPHAN"), &Value::from(orphan)));
+    assert_eq!(done(run("hsm member check"))["Findings"], Value::Array(Vec::new()));
+
+    done(run("hsm member begin-maintenance"));
+    eventually("it is out", async || members().await[0].1 == MemberState::Maintenance).await;
+    assert_eq!(client.decrypt(&blob).await.unwrap(), b"secret");
+    // That is kept over a restart, as the members are.
+    daemon.terminate().await;
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+    let members = async || -> Vec<(String, MemberState)> {
+        let listed = client.call(ListMembersRequest::default()).await.unwrap().members;
+        listed.into_iter().map(|member| (member.uri.clone().unwrap(), member.state())).collect()
+    };
+    eventually("it is out still", async || members().await[0].1 == MemberState::Maintenance).await;
+    done(run("hsm member end-maintenance"));
+    eventually("it is back", async || members().await[0].1 == MemberState::Serving).await;
+
+    done(run("hsm member remove"));
+    eventually("it is gone", async || members().await == [(uri.clone(), MemberState::Serving)]).await;
+    assert!(String::from_utf8(run("hsm list").stdout).unwrap().contains(&uri));
+    assert_eq!(client.decrypt(&blob).await.unwrap(), b"secret");
+    client.create(KeySpec::SymmetricDefault).await.unwrap();
+    let events = client.events().await;
+    for name in
+        ["AddMember", "BeginMaintenance", "EndMaintenance", "RemoveMember", "CheckMember", "ListTokens"]
+    {
+        assert!(
+            events.iter().any(|event| event["eventName"] == name && event["errorCode"].is_null()),
+            "{name}"
+        );
+    }
+    assert_eq!(client.findings().await, Vec::<String>::new());
+    daemon.terminate().await;
+}
