@@ -86,7 +86,6 @@ async fn a_member_is_added_maintained_and_replaced_by_the_runbook() {
     let modules = done(run("hsm member tokens"));
     let shown: Vec<&Value> =
         modules["Modules"].as_array().unwrap().iter().map(|module| &module["Tokens"][0]).collect();
-    assert_eq!(shown.len(), 2);
     assert!(shown.iter().any(|token| token["Uri"] == uri && token.get("MemberState").is_none()), "{modules}");
     assert!(
         shown.iter().any(|token| token["Uri"] == first && token["MemberState"] == "SERVING"),
