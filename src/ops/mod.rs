@@ -10,6 +10,7 @@ mod cluster;
 mod data_key;
 mod deletion;
 mod digest_keys;
+mod encapsulation;
 pub mod events;
 mod explain;
 mod grant;
@@ -30,6 +31,7 @@ mod trail;
 mod trail_logging;
 mod trail_selectors;
 mod trail_tags;
+mod usage;
 
 use crate::operation::Operation;
 use crate::wire::json::Json;
@@ -57,6 +59,7 @@ macro_rules! operations {
 operations! {
     key: CreateKey DescribeKey ListKeys UpdateKeyDescription EnableKey DisableKey GetPublicKey,
     deletion: ScheduleKeyDeletion CancelKeyDeletion,
+    usage: GetKeyLastUsage,
     import: GetParametersForImport ImportKeyMaterial DeleteImportedKeyMaterial,
     rotation: EnableKeyRotation DisableKeyRotation GetKeyRotationStatus RotateKeyOnDemand ListKeyRotations,
     alias: CreateAlias UpdateAlias DeleteAlias ListAliases,
@@ -66,6 +69,7 @@ operations! {
     signature: Sign Verify,
     mac: GenerateMac VerifyMac,
     agreement: DeriveSharedSecret,
+    encapsulation: Encapsulate Decapsulate,
     grant: CreateGrant ListGrants ListRetirableGrants RetireGrant RevokeGrant,
     policy: GetKeyPolicy PutKeyPolicy ListKeyPolicies,
     tag: TagResource UntagResource ListResourceTags,

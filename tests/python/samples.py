@@ -14,6 +14,10 @@ HMAC = {"mac_algorithm": "HMAC_SHA_256", "message": b"sample message"}
 GRANTEE = "arn:aws:iam::111122223333:user/sample"
 
 
+# No HSM here has ML-KEM: there is no key that these could use.
+WITHOUT_KEY = ("Encapsulate", "Decapsulate")
+
+
 class Samples:
     """Samples' keys live as long as the session and are never changed for good."""
 
@@ -74,6 +78,13 @@ class Samples:
             "ScheduleKeyDeletion": key,
             "CancelKeyDeletion": {"key_id": there["pending"]},
             "GetPublicKey": {"key_id": there["signing"]},
+            "GetKeyLastUsage": key,
+            "Encapsulate": {**key, "encapsulation_algorithm": "ML_KEM"},
+            "Decapsulate": {
+                **key,
+                "encapsulation_algorithm": "ML_KEM",
+                "shared_secret_ciphertext_blob": b"sample",
+            },
             "GetParametersForImport": {
                 "key_id": there["external"],
                 "wrapping_algorithm": "RSAES_OAEP_SHA_256",

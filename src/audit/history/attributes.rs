@@ -2,6 +2,9 @@
 
 use serde::Deserialize;
 
+use crate::proto::kms::KeyLastUsageTrackingOperation;
+use crate::wire::Text as _;
+
 /// CloudTrail's lookup attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Attribute {
@@ -21,6 +24,9 @@ pub enum Attribute {
     EventSource,
     /// The access key of the caller.
     AccessKeyId,
+    /// The ARN of a key with which cryptography was done, for GetKeyLastUsage;
+    /// callers of LookupEvents cannot ask for it.
+    KeyUse,
 }
 
 impl Attribute {
@@ -35,6 +41,7 @@ impl Attribute {
             Attribute::ResourceName => 6,
             Attribute::EventSource => 7,
             Attribute::AccessKeyId => 8,
+            Attribute::KeyUse => 9,
         }
     }
 }
@@ -57,6 +64,8 @@ pub struct Attributes {
 pub fn attributes(record: &str) -> Option<Attributes> {
     let record: Record = serde_json::from_str(record).ok()?;
     let username = record.user_identity.username();
+    let is_use =
+        record.error_code.is_none() && KeyLastUsageTrackingOperation::from_text(&record.event_name).is_some();
     let mut values = vec![
         (Attribute::EventId, record.event_id),
         (Attribute::EventName, record.event_name),
@@ -68,6 +77,7 @@ pub fn attributes(record: &str) -> Option<Attributes> {
     for resource in record.resources.unwrap_or_default() {
         values.extend(resource.kind.map(|kind| (Attribute::ResourceType, kind)));
         let arn = resource.arn.unwrap_or_default();
+        values.extend(is_use.then(|| (Attribute::KeyUse, arn.clone())));
         if let Some((_, key_id)) = arn.split_once(":key/") {
             values.push((Attribute::ResourceName, key_id.to_owned()));
         }
@@ -83,6 +93,7 @@ struct Record {
     #[serde(rename = "eventID")]
     event_id: String,
     event_name: String,
+    error_code: Option<String>,
     event_source: String,
     aws_region: String,
     recipient_account_id: String,
@@ -154,8 +165,10 @@ mod tests {
             (Attribute::ReadOnly, "true"),
             (Attribute::AccessKeyId, "ASIA1"),
             (Attribute::ResourceType, "AWS::KMS::Key"),
+            (Attribute::KeyUse, "arn:aws:kms:us-east-1:111122223333:key/k1"),
             (Attribute::ResourceName, "k1"),
             (Attribute::ResourceName, "arn:aws:kms:us-east-1:111122223333:key/k1"),
+            (Attribute::KeyUse, "arn:aws:kms:us-east-1:111122223333:alias/a"),
             (Attribute::ResourceName, "arn:aws:kms:us-east-1:111122223333:alias/a"),
         ];
         assert_eq!(values, wanted.map(|(attribute, value)| (attribute, value.to_owned())));
@@ -171,6 +184,20 @@ mod tests {
         assert_eq!(username, "");
         assert!(!values.iter().any(|(attribute, _)| *attribute == Attribute::Username));
         assert!(values.contains(&(Attribute::ReadOnly, "false".into())));
+    }
+
+    #[test]
+    fn only_cryptography_that_succeeded_is_a_use() {
+        let uses = |name: &str, error: Option<&str>| {
+            let (_, values) = values(serde_json::json!({
+                "eventID": "e", "eventName": name, "eventSource": "kms.amazonaws.com", "errorCode": error,
+                "awsRegion": "us-east-1", "recipientAccountId": "111122223333", "resources": [{"ARN": "k"}],
+            }));
+            values.contains(&(Attribute::KeyUse, "k".into()))
+        };
+        assert!(uses("Sign", None));
+        assert!(!uses("Sign", Some("DisabledException")));
+        assert!(!uses("DescribeKey", None));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::store::sqlite::{create_private, remove_database};
 use crate::store::{Position, StoredEvent};
 
 /// PRAGMA user_version: an index of another layout is made again.
-const LAYOUT: i64 = 1;
+const LAYOUT: i64 = 2;
 /// Connections, the feed's included.
 const CONNECTIONS: u32 = 4;
 /// How long a connection waits for another's lock, and a query for a connection.
@@ -26,7 +26,7 @@ const TABLES: &str = "
         PRIMARY KEY (account, region, attribute, value, time_ms, writer, sequence)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE cursor (writer INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, hash BLOB NOT NULL) STRICT;
-    PRAGMA user_version = 1;
+    PRAGMA user_version = 2;
 ";
 
 /// How far a writer's log is in the index.

@@ -22,6 +22,9 @@ const REQUESTS: &[(&str, &str)] = &[
     ("ScheduleKeyDeletion", r#"{"keyId": "KEY"}"#),
     ("CancelKeyDeletion", r#"{"keyId": "KEY"}"#),
     ("GetPublicKey", r#"{"keyId": "KEY"}"#),
+    ("GetKeyLastUsage", r#"{"keyId": "KEY"}"#),
+    ("Encapsulate", r#"{"keyId": "KEY", "encapsulationAlgorithm": 1}"#),
+    ("Decapsulate", r#"{"keyId": "KEY", "encapsulationAlgorithm": 1, "sharedSecretCiphertextBlob": "eA=="}"#),
     ("GetParametersForImport", r#"{"keyId": "KEY", "wrappingAlgorithm": 3, "wrappingKeySpec": 1}"#),
     (
         "ImportKeyMaterial",

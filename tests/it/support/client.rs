@@ -42,6 +42,7 @@ rpcs! { kms "kms.v1.KeyManagementService":
     "ScheduleKeyDeletion" ScheduleKeyDeletionRequest ScheduleKeyDeletionResponse,
     "CancelKeyDeletion" CancelKeyDeletionRequest CancelKeyDeletionResponse,
     "GetPublicKey" GetPublicKeyRequest GetPublicKeyResponse,
+    "GetKeyLastUsage" GetKeyLastUsageRequest GetKeyLastUsageResponse,
     "GetParametersForImport" GetParametersForImportRequest GetParametersForImportResponse,
     "ImportKeyMaterial" ImportKeyMaterialRequest ImportKeyMaterialResponse,
     "DeleteImportedKeyMaterial" DeleteImportedKeyMaterialRequest DeleteImportedKeyMaterialResponse,
