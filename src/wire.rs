@@ -257,14 +257,7 @@ impl Violations<'_> {
 
     /// A member that is not served is refused, never ignored.
     fn refuse(&mut self, at: &At<'_>, exception: Exception) {
-        self.refused.get_or_insert_with(|| {
-            Error::new(
-                exception,
-                match exception {
-                    _ => format!("{} is not supported.", at.path()),
-                },
-            )
-        });
+        self.refused.get_or_insert_with(|| Error::new(exception, format!("{} is not supported.", at.path())));
     }
 
     fn into_result(self) -> Result<()> {

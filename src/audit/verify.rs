@@ -17,19 +17,6 @@ use crate::store::{Effect, Kind, Position, Row, RowId, SignedHead, verify_chain}
 const READ_ROWS: u32 = 512;
 /// How often a row that does not fit is looked at again.
 const LOOKS: usize = 3;
-/// The kinds of rows that carry a MAC.
-const SEALED: [Kind; 10] = [
-    Kind::Key,
-    Kind::BackingKey,
-    Kind::Alias,
-    Kind::Grant,
-    Kind::ImportParameters,
-    Kind::Intent,
-    Kind::System,
-    Kind::Trail,
-    Kind::Delivery,
-    Kind::DigestKey,
-];
 
 /// Checks everything, and has rows refused that the log contradicts;
 /// `expected` is a head that was kept outside.
@@ -80,7 +67,7 @@ fn check_head(app: &App, head: &SignedHead) -> Result<(), String> {
 async fn rows(app: &App, said: &mut Said, findings: &mut Vec<String>, deadline: Instant) -> Result<usize> {
     let mut seen = HashSet::new();
     let mut odd = Vec::new();
-    for kind in SEALED {
+    for kind in Kind::ALL {
         let mut after = None;
         loop {
             let page = app.store.all_rows(kind, after.as_ref(), READ_ROWS).await.map_err(from_store)?;

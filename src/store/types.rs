@@ -40,6 +40,23 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 13] = [
+        Kind::Key,
+        Kind::BackingKey,
+        Kind::Alias,
+        Kind::Grant,
+        Kind::KeyStore,
+        Kind::KeyStoreName,
+        Kind::Cluster,
+        Kind::ImportParameters,
+        Kind::Intent,
+        Kind::System,
+        Kind::Trail,
+        Kind::Delivery,
+        Kind::DigestKey,
+    ];
+
     /// Whether its rows go by themselves, without an event: they answer nobody.
     pub fn is_passing(self) -> bool {
         matches!(self, Kind::Intent | Kind::ImportParameters)
