@@ -297,8 +297,11 @@ struct EventTime<'a>(&'a prost_types::Timestamp);
 
 impl Serialize for EventTime<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let time = jiff::Timestamp::from_second(self.0.seconds).map_err(serde::ser::Error::custom)?;
-        serializer.collect_str(&time.strftime("%b %-d, %Y, %-I:%M:%S %p"))
+        match jiff::Timestamp::from_second(self.0.seconds) {
+            Ok(time) => serializer.collect_str(&time.strftime("%b %-d, %Y, %-I:%M:%S %p")),
+            // No calendar has it; the record must have the request all the same.
+            Err(_) => serializer.collect_str(&self.0.seconds),
+        }
     }
 }
 
@@ -389,6 +392,13 @@ mod tests {
         };
         let json = serde_json::to_value(Event(&response, &NOTHING)).unwrap();
         assert_eq!(json["deletionDate"], "Aug 10, 2022, 10:38:27 PM");
+        let never = kms::ImportKeyMaterialRequest {
+            key_id: Some("key".into()),
+            valid_to: Some(prost_types::Timestamp { seconds: i64::MAX, nanos: 0 }),
+            ..Default::default()
+        };
+        let json = serde_json::to_value(Event(&never, &NOTHING)).unwrap();
+        assert_eq!((&json["keyId"], &json["validTo"]), (&"key".into(), &i64::MAX.to_string().into()));
     }
 
     #[test]

@@ -232,7 +232,10 @@ fn others_serve(call: &Call, uri: &str) -> Result<()> {
     if health.iter().any(|member| member.uri != uri && member.state == MemberState::Serving) {
         return Ok(());
     }
-    Err(Error::validation(format!("{uri} cannot go: no other member of the cluster serves.")))
+    Err(Error::new(
+        Exception::KmsInvalidState,
+        format!("{uri} cannot go: no other member of the cluster serves."),
+    ))
 }
 
 /// Starts a member and waits until it serves; one that does not is let go again.
@@ -248,11 +251,14 @@ async fn attach(call: &Call, settings: &MemberSettings) -> Result<hsms::MemberSt
             let reason =
                 other.and_then(|status| status.reason).unwrap_or_else(|| "it does not answer".to_owned());
             cluster.remove_member(&settings.token).await.map_err(from_hsm)?;
-            Err(Error::validation(format!(
-                "{} cannot be a member: {reason}. A token without the cluster's wrapping key gets it by `strongroom \
-                 hsm bring`.",
-                settings.token
-            )))
+            Err(Error::new(
+                Exception::KmsInvalidState,
+                format!(
+                    "{} cannot be a member: {reason}. A token without the cluster's wrapping key gets it by \
+                     `strongroom hsm bring`.",
+                    settings.token
+                ),
+            ))
         }
     }
 }

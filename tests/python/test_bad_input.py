@@ -243,7 +243,6 @@ def test_an_algorithm_is_of_another_spec(kms, samples, refused, operation, membe
             {"key_spec": "SYMMETRIC_DEFAULT", "customer_master_key_spec": "SYMMETRIC_DEFAULT"},
             "ValidationException",
         ),
-        ({"origin": "EXTERNAL"}, "UnsupportedOperationException"),
         ({"origin": "EXTERNAL_KEY_STORE"}, "UnsupportedOperationException"),
         ({"origin": "AWS_CLOUDHSM"}, "ValidationException"),
         ({"tags": [{"tag_key": "aws:x", "tag_value": ""}]}, "TagException"),

@@ -103,7 +103,10 @@ const REQUESTS: &[(&str, &str)] = &[
     ("ListTokens", "{}"),
     ("AddMember", r#"{"token": "pkcs11:token=a;serial=b", "module": "softhsm2", "pin": "user"}"#),
     ("RemoveMember", r#"{"token": "pkcs11:token=a;serial=b"}"#),
-    ("ReplaceMember", r#"{"replacedToken": "a", "token": "b", "module": "softhsm2", "pin": "user"}"#),
+    (
+        "ReplaceMember",
+        r#"{"replacedToken": "pkcs11:token=a;serial=b", "token": "pkcs11:token=c;serial=d", "module": "softhsm2", "pin": "user"}"#,
+    ),
     ("BeginMaintenance", r#"{"token": "pkcs11:token=a;serial=b"}"#),
     ("EndMaintenance", r#"{"token": "pkcs11:token=a;serial=b"}"#),
     ("CheckMember", r#"{"token": "pkcs11:token=a;serial=b"}"#),
