@@ -31,7 +31,8 @@ const MAKE_TIMEOUT: Duration = Duration::from_secs(60);
 pub async fn all(app: &App, deadline: Instant) -> Result<Vec<Held<DigestKey>>> {
     let mut keys: Vec<Held<DigestKey>> =
         app.registry.page(&app.region, "", None, None, KEYS_MAX, deadline).await?;
-    keys.sort_by_key(|key| key.value.from_ms);
+    // A key that was replaced within its first second comes before its successor.
+    keys.sort_by_key(|key| (key.value.from_ms, key.value.until_ms));
     Ok(keys)
 }
 

@@ -101,11 +101,11 @@ const REQUESTS: &[(&str, &str)] = &[
     ("RotateDigestKey", "{}"),
     ("ListMembers", "{}"),
     ("ListTokens", "{}"),
-    ("AddMember", r#"{"token": "pkcs11:token=a;serial=b", "module": "softhsm2", "pin": "user"}"#),
+    ("AddMember", r#"{"token": "pkcs11:token=a;serial=b", "module": "softhsm2", "pin": "crypto-user"}"#),
     ("RemoveMember", r#"{"token": "pkcs11:token=a;serial=b"}"#),
     (
         "ReplaceMember",
-        r#"{"replacedToken": "pkcs11:token=a;serial=b", "token": "pkcs11:token=c;serial=d", "module": "softhsm2", "pin": "user"}"#,
+        r#"{"replacedToken": "pkcs11:token=a;serial=b", "token": "pkcs11:token=c;serial=d", "module": "softhsm2", "pin": "crypto-user"}"#,
     ),
     ("BeginMaintenance", r#"{"token": "pkcs11:token=a;serial=b"}"#),
     ("EndMaintenance", r#"{"token": "pkcs11:token=a;serial=b"}"#),
