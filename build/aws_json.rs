@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use heck::ToUpperCamelCase as _;
-use prost_reflect::{DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
+use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor};
 
 use super::{Error, event_name, messages, rust_path};
 
@@ -46,10 +46,10 @@ impl Writer<'_> {
             writeln!(reads, "{name:?} => self.{rust} = {read},")?;
             writes.push_str(&self.write(&field, &name)?);
         }
-        let empty = message.fields().len() == 0;
+        let has_body = message.fields().len() > 0 || self.flag(message.options(), "empty_structure");
         Ok(format!(
             "impl Json for {path} {{
-             const EMPTY: bool = {empty};
+             const HAS_BODY: bool = {has_body};
              #[allow(unused_variables, reason = \"not every message has members\")]
              fn read(&mut self, name: &str, value: Value, reader: &mut Reader) -> Result<()> {{
              match name {{ {reads} _ => {{}} }} Ok(()) }}
@@ -127,15 +127,14 @@ impl Writer<'_> {
             format!("if !self.0.{rust}.is_empty() {{ {} }}", entry(&format!("Sorted(&self.0.{rust})")))
         } else if field.is_list() {
             let list = format!("self.0.{rust}.iter().map(|value| {one}).collect::<Vec<_>>()");
-            let sent_empty = self.flag(field, "sent_empty");
+            let sent_empty = self.flag(field.options(), "sent_empty");
             format!("if {sent_empty} || !self.0.{rust}.is_empty() {{ {} }}", entry(&list))
         } else {
             format!("if let Some(value) = &self.0.{rust} {{ {} }}", entry(&one))
         })
     }
 
-    fn flag(&self, field: &FieldDescriptor, option: &str) -> bool {
-        let options = field.options();
+    fn flag(&self, options: DynamicMessage, option: &str) -> bool {
         self.pool
             .get_extension_by_name(&format!("strongroom.options.v1.{option}"))
             .is_some_and(|extension| options.get_extension(&extension).as_bool() == Some(true))

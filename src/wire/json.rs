@@ -25,8 +25,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// A message in AWS JSON.
 pub trait Json: Sized {
-    /// Whether it has no members: such an answer has no body.
-    const EMPTY: bool;
+    /// Whether an answer of it has a body: AWS's model has a structure for it.
+    const HAS_BODY: bool;
 
     /// Sets the member of this name, if there is one.
     ///
@@ -315,6 +315,6 @@ mod tests {
         let blob = kms::SignResponse { signature: Some(vec![1, 2, 3, 4]), ..Default::default() };
         assert_eq!(blob.write().unwrap(), br#"{"Signature":"AQIDBA=="}"#);
         assert_eq!(kms::ListKeysResponse::default().write().unwrap(), br#"{"Keys":[]}"#);
-        const { assert!(kms::EnableKeyResponse::EMPTY) };
+        const { assert!(!kms::EnableKeyResponse::HAS_BODY && kms::ConnectCustomKeyStoreResponse::HAS_BODY) };
     }
 }

@@ -81,7 +81,7 @@ where
 }
 
 fn written<T: Json>(message: &T) -> Result<Vec<u8>> {
-    if T::EMPTY {
+    if !T::HAS_BODY {
         return Ok(Vec::new());
     }
     message.write().map_err(|error| Error::internal(error.to_string()))
