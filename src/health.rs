@@ -60,7 +60,7 @@ impl Readiness for Ready {
 pub async fn report(app: Arc<App>, reporter: HealthReporter, stop: CancellationToken) {
     loop {
         let ready = Ready(app.clone()).check().iter().all(|check| check.ok);
-        for service in [Service::Kms, Service::CloudTrail, Service::Hsm, Service::Admin] {
+        for service in Service::ALL {
             reporter.set_service_status(service.grpc(), status(ready)).await;
         }
         reporter.set_service_status("", status(ready)).await;

@@ -46,6 +46,8 @@ pub enum Service {
     Kms,
     /// CloudTrail.
     CloudTrail,
+    /// Organizations, as far as organization trails need it.
+    Organizations,
     /// The HSMs' operators.
     Hsm,
     /// What only the host may do.
@@ -53,11 +55,16 @@ pub enum Service {
 }
 
 impl Service {
+    /// Every service.
+    pub const ALL: [Service; 5] =
+        [Service::Kms, Service::CloudTrail, Service::Organizations, Service::Hsm, Service::Admin];
+
     /// The record's eventSource.
     pub fn event_source(self) -> &'static str {
         match self {
             Service::Kms => "kms.amazonaws.com",
             Service::CloudTrail => "cloudtrail.amazonaws.com",
+            Service::Organizations => "organizations.amazonaws.com",
             Service::Hsm => "hsm.strongroom",
             Service::Admin => "admin.strongroom",
         }
@@ -66,10 +73,18 @@ impl Service {
     /// How AWS JSON names it; none for what AWS does not have.
     pub fn aws(self) -> Option<AwsService> {
         match self {
-            Service::Kms => Some(AwsService { target: "TrentService", signing_name: "kms" }),
+            Service::Kms => {
+                Some(AwsService { target: "TrentService", signing_name: "kms", is_global: false })
+            }
             Service::CloudTrail => Some(AwsService {
                 target: "com.amazonaws.cloudtrail.v20131101.CloudTrail_20131101",
                 signing_name: "cloudtrail",
+                is_global: false,
+            }),
+            Service::Organizations => Some(AwsService {
+                target: "AWSOrganizationsV20161128",
+                signing_name: "organizations",
+                is_global: true,
             }),
             Service::Hsm | Service::Admin => None,
         }
@@ -80,6 +95,7 @@ impl Service {
         match self {
             Service::Kms => "strongroom.kms.v1.KeyManagementService",
             Service::CloudTrail => "strongroom.cloudtrail.v1.CloudTrailService",
+            Service::Organizations => "strongroom.organizations.v1.OrganizationsService",
             Service::Hsm => "strongroom.hsm.v1.HsmService",
             Service::Admin => "strongroom.admin.v1.AdminService",
         }
@@ -93,6 +109,9 @@ pub struct AwsService {
     pub target: &'static str,
     /// The service of a signature's scope.
     pub signing_name: &'static str,
+    /// Whether it is one for all Regions, whose clients sign for us-east-1
+    /// wherever they are.
+    pub is_global: bool,
 }
 
 /// One operation of the API.

@@ -9,6 +9,7 @@ pub use self::strongroom::admin::v1 as admin;
 pub use self::strongroom::cloudtrail::v1 as cloudtrail;
 pub use self::strongroom::hsm::v1 as hsm;
 pub use self::strongroom::kms::v1 as kms;
+pub use self::strongroom::organizations::v1 as organizations;
 
 /// The FileDescriptorSet of `proto/`, with comments, for reflection and the
 /// command line.

@@ -22,6 +22,7 @@ mod key_store;
 mod mac;
 mod material;
 mod member;
+mod organization;
 mod policy;
 mod random;
 mod rotation;
@@ -80,6 +81,7 @@ operations! {
     trail_selectors: PutEventSelectors GetEventSelectors,
     trail_tags: AddTags RemoveTags ListTags,
     digest_keys: ListPublicKeys RotateDigestKey,
+    organization: DescribeOrganization,
     hsm: ListMembers,
     member: ListTokens AddMember RemoveMember ReplaceMember BeginMaintenance EndMaintenance,
     inventory: CheckMember,

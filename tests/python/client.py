@@ -45,12 +45,13 @@ def _compiled():
         raise RuntimeError(f"protoc refuses {PROTO}")
     sys.path.insert(0, folder)
     load = lambda package: importlib.import_module(f"strongroom.{package}.v1.{package}_pb2")
-    return load("options"), load("kms"), load("cloudtrail"), load("hsm")
+    return load("options"), load("kms"), load("cloudtrail"), load("organizations"), load("hsm")
 
 
-options_pb2, kms_pb2, cloudtrail_pb2, hsm_pb2 = _compiled()
+options_pb2, kms_pb2, cloudtrail_pb2, organizations_pb2, hsm_pb2 = _compiled()
 KMS = kms_pb2.DESCRIPTOR.services_by_name["KeyManagementService"]
 CLOUDTRAIL = cloudtrail_pb2.DESCRIPTOR.services_by_name["CloudTrailService"]
+ORGANIZATIONS = organizations_pb2.DESCRIPTOR.services_by_name["OrganizationsService"]
 HSM = hsm_pb2.DESCRIPTOR.services_by_name["HsmService"]
 OPERATIONS = {method.name: method for method in KMS.methods}
 

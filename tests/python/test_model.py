@@ -6,17 +6,17 @@ from botocore.loaders import Loader
 from botocore.model import ServiceModel
 from google.protobuf.descriptor import FieldDescriptor as Field
 
-from client import CLOUDTRAIL, OPERATIONS, enum_text, options_pb2
+from client import CLOUDTRAIL, OPERATIONS, ORGANIZATIONS, enum_text, options_pb2
 
 MODELS = {
     service: ServiceModel(Loader().load_service_model(service, "service-2"), service)
-    for service in ("kms", "cloudtrail")
+    for service in ("kms", "cloudtrail", "organizations")
 }
 # What CloudTrail has not.
 ADDED = ["StreamEvents", "VerifyEvents", "RotateDigestKey"]
 METHODS = [("kms", method) for method in OPERATIONS.values()] + [
     ("cloudtrail", method) for method in CLOUDTRAIL.methods if method.name not in ADDED
-]
+] + [("organizations", method) for method in ORGANIZATIONS.methods]
 # Where the model says less than the service does.
 STRICTER = {
     "ScheduleKeyDeletionRequest.pending_window_in_days": {"min": 7, "max": 30},

@@ -38,6 +38,9 @@ use crate::caller::Caller;
 /// The header that names an operation.
 const TARGET: &str = "x-amz-target";
 
+/// The Region that clients sign for where a service is one for all Regions.
+const GLOBAL_REGION: &str = "us-east-1";
+
 /// What the AWS listener serves.
 #[derive(Clone)]
 pub struct Front(Arc<Shared>);
@@ -101,12 +104,12 @@ impl Shared {
         let body = read(body, limits, arrived).await?;
         let verified = {
             let keys = self.keys.load();
-            let regions = |region: &str| self.regions.contains_key(region);
+            let regions = |region: &str| self.app(route, region).is_some();
             let scope = sigv4::Scope { service: route.service.signing_name, regions: &regions };
             sigv4::verify(head, &body, &keys, &scope, now_s())?
         };
         let peer = peer(head).ok_or_else(Refused::no_peer)?;
-        let app = self.regions.get(&verified.region).ok_or_else(|| Refused::region(&verified.region))?;
+        let app = self.app(route, &verified.region).ok_or_else(|| Refused::region(&verified.region))?;
         let caller = Caller {
             principal: verified.principal,
             access_key_id: Some(verified.access_key_id),
@@ -116,6 +119,13 @@ impl Shared {
         };
         let deadline = arrived + route.timeout.unwrap_or(limits.request_timeout);
         Ok((route.serve)(app.clone(), caller, body, deadline).await)
+    }
+
+    /// What serves an operation in a Region.
+    fn app(&self, route: &Route, region: &str) -> Option<&Arc<App>> {
+        let any = || self.regions.values().next();
+        let global = route.service.is_global && region == GLOBAL_REGION;
+        self.regions.get(region).or_else(|| global.then(any).flatten())
     }
 
     fn route(&self, head: &Parts) -> Result<&Route, Refused> {

@@ -34,7 +34,7 @@ pub struct Chains {
 /// The digests of one account and Region.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
-    /// The files that were delivered since the last digest.
+    /// The files that were delivered since the last digest was signed.
     pub files: Vec<LogFile>,
     /// The last digest; none before the first.
     pub last: Option<Link>,

@@ -63,13 +63,16 @@ pub async fn verify(
         account: &subject.account,
         region: &subject.region,
     };
+    // Before the digests: what is there now is listed by one that is read, or its
+    // time is behind all of them.
+    let files = bucket.list(&place.folder(LOGS)).await?;
     let mark = format!("_{DIGESTS}_{}_{}_{}_", subject.region, subject.name, subject.home);
     let mut digests = bucket.list(&place.folder(DIGESTS)).await?;
     digests.retain(|key| key.contains(&mark));
     let mut check =
         Check { buckets, bucket, subject, keys, report: Report::default(), listed: BTreeSet::new() };
     let newest = check.digests(&digests).await?;
-    check.added(&place.folder(LOGS), newest.as_deref()).await?;
+    check.added(files, newest.as_deref());
     Ok(check.report)
 }
 
@@ -177,12 +180,12 @@ impl Check<'_> {
     }
 
     /// Log files that no digest lists, though one covers their time.
-    async fn added(&mut self, folder: &str, newest: Option<&str>) -> Result<(), BucketError> {
+    fn added(&mut self, files: Vec<String>, newest: Option<&str>) {
         // 2026-11-26T13:05:00Z, of which names have 20261126T1305Z.
         let is_whole = !self.report.findings.iter().any(|finding| finding.starts_with("digest "));
         let minute: Option<String> =
             newest.map(|end| end.chars().filter(|c| c.is_ascii_digit() || *c == 'T').take(13).collect());
-        for key in self.bucket.list(folder).await? {
+        for key in files {
             if self.listed.contains(&key) {
                 continue;
             }
@@ -200,7 +203,6 @@ impl Check<'_> {
                 _ => self.report.uncovered += 1,
             }
         }
-        Ok(())
     }
 
     fn find(&mut self, finding: String) {

@@ -164,11 +164,14 @@ impl Work<'_> {
             let result = self.digest().await;
             self.app.trails.note(&id, |status| {
                 status.digest_error = result.as_ref().err().map(told);
-                // The files of the next hour wait for the digest of this one.
-                status.delivery_error = status.digest_error.clone();
             });
             count(&id, "digest", &result);
-            return result;
+            let Err(error) = result else { return result };
+            // Files go on without it: the next digest lists them.
+            return match self.take_events().await? {
+                Next::Again => Ok(Next::Again),
+                Next::At(_) | Next::Gone => Err(error),
+            };
         }
         self.take_events().await
     }
@@ -199,7 +202,7 @@ impl Work<'_> {
 
     /// Takes the events behind the cursor, names their files, and says so in
     /// the row: only then they are written.
-    async fn take_events(self) -> Result<Next> {
+    async fn take_events(&self) -> Result<Next> {
         let due_ms = self.range_due_ms();
         let end = *self.app.store.end().borrow();
         let is_behind = self.delivery.value.cursor.of(end.writer) < end;
@@ -266,12 +269,15 @@ impl Work<'_> {
             Some(mut chains) => match chains.pending.take() {
                 None => {
                     chains.pending = Some(self.sign_window(&chains).await?);
+                    chains.chains.values_mut().for_each(|chain| chain.files.clear());
                     delivery.chains = Some(chains);
                 }
                 Some(window) => {
                     self.write_digests(&window).await?;
                     delivery.digested_ms = Some(self.app.clock.now_ms());
-                    delivery.chains = (!window.is_last).then(|| chains.after(window));
+                    let is_last =
+                        window.is_last && chains.chains.values().all(|chain| chain.files.is_empty());
+                    delivery.chains = (!is_last).then(|| chains.after(window));
                 }
             },
         }
@@ -369,9 +375,7 @@ impl Chains {
     /// The chains behind digests that were written.
     fn after(mut self, window: Window) -> Chains {
         for (owner, (link, _)) in window.digests {
-            let chain = self.chains.entry(owner).or_default();
-            chain.files.clear();
-            chain.last = Some(link);
+            self.chains.entry(owner).or_default().last = Some(link);
         }
         self.from_ms = window.end_ms;
         self

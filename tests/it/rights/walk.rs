@@ -99,6 +99,7 @@ const REQUESTS: &[(&str, &str)] = &[
     ("RemoveTags", r#"{"resourceId": "TRAIL", "tagsList": [{"key": "a"}]}"#),
     ("ListTags", r#"{"resourceIdList": ["TRAIL"]}"#),
     ("RotateDigestKey", "{}"),
+    ("DescribeOrganization", "{}"),
     ("ListMembers", "{}"),
     ("ListTokens", "{}"),
     ("AddMember", r#"{"token": "pkcs11:token=a;serial=b", "module": "softhsm2", "pin": "crypto-user"}"#),

@@ -2,58 +2,17 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
-import time
 
-import boto3
 import pytest
 
-START_TIMEOUT_S = 120
-
-
-class Daemon:
-    """`strongroom dev` on every interface, so with TLS; without emulator credentials."""
-
-    def __init__(self, folder):
-        self.dir, self.log = folder / "dev", folder / "log"
-        ours = ("STRONGROOM_", "AWS_")
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(ours) or name == "STRONGROOM_SOFTHSM2_LIBRARY"
-        }
-        local = "127.0.0.1:0"
-        self.process = subprocess.Popen(
-            [os.environ["TEST_STRONGROOM"], "dev", "--dir", self.dir]
-            + ["--grpc", local, "--http", local, "--aws", "0.0.0.0:0"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=self.log.open("w"),
-            text=True,
-        )
-        line = self.process.stdout.readline()
-        assert "ready" in line, self.log.read_text()
-        self.env = dict(re.findall(r"export (\w+)='(.*)'", (self.dir / "env").read_text()))
-
-    def client(self, service="kms", **members):
-        own = {
-            "endpoint_url": self.env["AWS_ENDPOINT_URL"],
-            "verify": self.env["AWS_CA_BUNDLE"],
-            "aws_access_key_id": self.env["AWS_ACCESS_KEY_ID"],
-            "aws_secret_access_key": self.env["AWS_SECRET_ACCESS_KEY"],
-        }
-        return boto3.client(service, **{**own, **members})
-
-    def stop(self):
-        self.process.terminate()
-        assert self.process.wait(START_TIMEOUT_S) == 0, self.log.read_text()
+from daemons import Daemon, until
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory):
-    started = Daemon(tmp_path_factory.mktemp("tls"))
+    started = Daemon(tmp_path_factory.mktemp("tls"), aws="0.0.0.0:0")
     yield started
     started.stop()
 
@@ -127,10 +86,3 @@ def works(client):
         assert error.response["Error"]["Code"] == "UnrecognizedClientException"
         return False
     return True
-
-
-def until(condition):
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, "this never came true"
-        time.sleep(0.05)
