@@ -88,6 +88,12 @@ impl KeyStores {
         &self.modules
     }
 
+    /// The configured modules once more, loaded for work that logs tokens in and
+    /// out; finalised by whoever asked for them.
+    pub fn other_modules(&self) -> Arc<Modules> {
+        Modules::new(self.config.load().modules.clone(), self.modules.limits().clone())
+    }
+
     /// The PIN of `[pins.NAME]`, read now.
     ///
     /// # Errors

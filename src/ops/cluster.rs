@@ -1,7 +1,9 @@
 //! Clusters of HSMs for custom key stores, as their operators register them.
 
+use secrecy::SecretString;
+
 use super::prelude::*;
-use crate::hsm::{self as hsms, KeyRules, TokenUri};
+use crate::hsm::{self as hsms, KeyRules, Modules, TokenUri};
 use crate::key_stores::rows::{self, RegisteredCluster, RegisteredMember};
 use crate::proto::hsm;
 use crate::proto::kms::ConnectionStateType;
@@ -94,9 +96,18 @@ impl Operation for InitializeCluster {
             )));
         }
         let pin = call.app.key_stores.pin(given(&request.pin)?).await?;
+        let so_pin = match &request.security_officer_pin {
+            Some(name) => Some(call.app.key_stores.pin(name).await?),
+            None if held.value.members.len() == 1 => None,
+            None => {
+                return Err(Error::validation(
+                    "SecurityOfficerPin is required where the wrapping key has to be brought to other members.",
+                ));
+            }
+        };
         let left_over = left_over(call, &held)?;
         let begun = begin(call, &held, Some(call.now_ms)).await?;
-        match ceremony(call, &held.value, pin, left_over).await {
+        match ceremony(call, &held.value, pin, so_pin, left_over).await {
             Ok(identity) => {
                 let value =
                     RegisteredCluster { identity: Some(identity), ceremony_ms: None, ..begun.value.clone() };
@@ -261,22 +272,54 @@ async fn begin(
 async fn ceremony(
     call: &Call,
     cluster: &RegisteredCluster,
-    pin: secrecy::SecretString,
+    pin: SecretString,
+    so_pin: Option<SecretString>,
     left_over: bool,
 ) -> Result<hsms::ClusterIdentity> {
-    let first = cluster.members.first().ok_or_else(|| Error::internal("a cluster without members"))?;
-    let (modules, module) = (call.app.key_stores.modules().clone(), first.module.clone());
-    let token: TokenUri = first.token.parse().map_err(from_hsm)?;
+    let access = |member: &RegisteredMember| {
+        let token: TokenUri = member.token.parse().map_err(from_hsm)?;
+        Ok(hsms::TokenAccess { module: member.module.clone(), token, pin: pin.clone() })
+    };
+    let members: Vec<hsms::TokenAccess> = cluster.members.iter().map(access).collect::<Result<_>>()?;
+    // Modules of its own: tokens are logged out on the way.
+    let modules = call.app.key_stores.other_modules();
     let held = tokio::task::spawn_blocking(move || {
-        if left_over {
-            hsms::discard_ceremony(&modules, &module, &token, &pin)?;
-        }
-        hsms::ceremony(&modules, &module, &token, &pin)
+        let result = on_tokens(&modules, &members, so_pin.as_ref(), left_over);
+        modules.finalise();
+        result
     });
     // What is wrong with the token or its PIN is for the operator who asks.
     held.await
         .map_err(|error| Error::internal(error.to_string()))?
         .map_err(|error| Error::new(Exception::CloudHsmClusterInvalidConfiguration, error.to_string()))
+}
+
+/// Makes the keys on the first token, and brings the wrapping key to the others.
+fn on_tokens(
+    modules: &Modules,
+    members: &[hsms::TokenAccess],
+    so_pin: Option<&SecretString>,
+    left_over: bool,
+) -> Result<hsms::ClusterIdentity, hsms::HsmError> {
+    let Some((first, others)) = members.split_first() else {
+        return Err(hsms::HsmError::Unsupported("a cluster without members".to_owned()));
+    };
+    for member in members.iter().filter(|_| left_over) {
+        hsms::discard_ceremony(modules, &member.module, &member.token, &member.pin)?;
+    }
+    let identity = hsms::ceremony(modules, &first.module, &first.token, &first.pin)?;
+    let brought = others.iter().try_for_each(|target| match so_pin {
+        Some(so_pin) => hsms::bring_wrapping_key(modules, first, so_pin, target).map(drop),
+        None => Err(hsms::HsmError::Unsupported("the security officer's PIN is needed".to_owned())),
+    });
+    if let Err(error) = brought {
+        // Nothing half made stays, so that the ceremony can be held again.
+        for member in members {
+            hsms::discard_ceremony(modules, &member.module, &member.token, &member.pin)?;
+        }
+        return Err(error);
+    }
+    Ok(identity)
 }
 
 fn state(cluster: &RegisteredCluster) -> hsm::ClusterState {

@@ -10,6 +10,7 @@ use serde_json::Value;
 use strongroom::hsm::softhsm;
 use strongroom::proto::hsm::{
     ClusterState, CreateClusterRequest, DeleteClusterRequest, DescribeClustersRequest,
+    InitializeClusterRequest,
 };
 use strongroom::proto::kms::{
     self, ConnectionErrorCodeType as Code, ConnectionStateType as State, CreateCustomKeyStoreRequest,
@@ -399,6 +400,48 @@ async fn a_key_store_moves_to_a_copy_of_its_cluster_only() {
     owner.client.call(to(&restored)).await.unwrap();
     owner.connect(&store).await;
     assert_eq!(owner.client.decrypt(&blob).await.unwrap(), b"secret");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_store_of_two_hsms_has_each_key_on_both_and_does_with_one() {
+    let hsms = |instance: &Instance| {
+        vec![Hsm::of_fixture(instance, "vault", 1), Hsm::of_fixture(instance, "other", 2)]
+    };
+    let (instance, hsms) = instance(hsms).await;
+    let daemon = instance.start().await;
+    let owner = Owner::of(&instance, &daemon).await;
+    let cluster = owner.register(registration(&instance, &[&hsms[0], &hsms[1]])).await;
+    refused(owner.initialize(&cluster, "vault").await, "Validation");
+    let initialize = |so_pin: &str| InitializeClusterRequest {
+        cluster_id: id(&cluster),
+        pin: id("vault"),
+        security_officer_pin: id(so_pin),
+    };
+    // What did not come about leaves nothing, and can be done again.
+    refused(owner.client.call(initialize("vault")).await, "CloudHsmClusterInvalidConfiguration");
+    owner.client.call(initialize("vault-so")).await.unwrap();
+    let store = owner.create_store("vault", &cluster).await;
+    owner.connect(&store).await;
+    let mut key = None;
+    eventually("both serve", async || {
+        key = owner.key(&store, SYMMETRIC).await.ok();
+        key.is_some()
+    })
+    .await;
+    let key = key.unwrap();
+    assert_eq!(hsms[0].keys().len(), 1);
+    assert_eq!(hsms[0].keys(), hsms[1].keys());
+    let blob = owner.client.encrypt(&key, b"secret").await.unwrap();
+    hsms[0].unplug();
+    eventually("the other does it", async || {
+        owner.client.decrypt(&blob).await.is_ok_and(|plaintext| plaintext == b"secret")
+    })
+    .await;
+    eventually("one is too few for a new key", async || {
+        let refusal = owner.key(&store, SYMMETRIC).await.err();
+        refusal.is_some_and(|refusal| refusal.exception == "CloudHsmClusterInvalidConfigurationException")
+    })
+    .await;
 }
 
 /// kill -9 at any point of making keys and connecting: no object without a

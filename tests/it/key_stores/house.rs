@@ -16,6 +16,8 @@ use crate::support::{Client, Daemon, Instance, Refusal, create, eventually};
 
 /// The crypto user's PIN of the fixture's tokens.
 pub const PIN: &str = "87654321";
+/// Their security officer's.
+const SO_PIN: &str = "12345678";
 
 /// A SoftHSM2 of its own: DIR's `NAME`, the name of its module and PIN too.
 #[derive(Clone)]
@@ -98,11 +100,15 @@ impl Hsm {
     /// What strongroom.toml says of it.
     fn configuration(&self) -> String {
         let conf = self.folder.join("softhsm2.conf");
-        let pin = self.folder.join("pin");
-        fs::write(&pin, PIN).unwrap();
-        fs::set_permissions(&pin, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let pin = |name: &str, text: &str| {
+            let path = self.folder.join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+            path
+        };
+        let (so_pin, pin) = (pin("so-pin", SO_PIN), pin("pin", PIN));
         format!(
-            "\n[modules.{name}]\nlibrary = {library:?}\n[modules.{name}.environment]\nSOFTHSM2_CONF = {conf:?}\n[pins.{name}]\nfile = {pin:?}\n",
+            "\n[modules.{name}]\nlibrary = {library:?}\n[modules.{name}.environment]\nSOFTHSM2_CONF = {conf:?}\n[pins.{name}]\nfile = {pin:?}\n[pins.{name}-so]\nfile = {so_pin:?}\n",
             name = self.name,
             library = softhsm::library().expect(softhsm::INSTALL_HINT),
         )
@@ -171,8 +177,11 @@ impl Owner<'_> {
     }
 
     pub async fn initialize(&self, cluster: &str, pin: &str) -> Result<(), Refusal> {
-        let request =
-            InitializeClusterRequest { cluster_id: Some(cluster.to_owned()), pin: Some(pin.to_owned()) };
+        let request = InitializeClusterRequest {
+            cluster_id: Some(cluster.to_owned()),
+            pin: Some(pin.to_owned()),
+            ..Default::default()
+        };
         self.client.call(request).await.map(|_| ())
     }
 
