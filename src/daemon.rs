@@ -311,7 +311,7 @@ impl Background {
         let (members_app, members_stop) = (app.clone(), stop.clone());
         tasks.spawn(async move {
             let health = members_app.key_stores.installation().watch();
-            jobs::members::watch(&members_app, health, members_stop).await;
+            jobs::members::watch(&members_app, jobs::members::INSTALLATION, health, members_stop).await;
         });
         tasks.spawn(connection::run(app.clone(), stop.clone()));
         let (check_app, check_stop) = (app.clone(), stop.clone());

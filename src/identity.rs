@@ -19,7 +19,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Installation {
-    cluster: ClusterIdentity,
+    /// The keys.
+    pub cluster: ClusterIdentity,
     /// The tokens.
     pub members: Vec<MemberSettings>,
     /// The URIs of those that an operator took out.

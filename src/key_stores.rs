@@ -12,6 +12,7 @@
 
 pub mod connection;
 pub mod password;
+pub mod residents;
 pub mod rows;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::App;
 use crate::config::Config;
 use crate::error::{Error, Exception, Result};
-use crate::hsm::{Cluster, ClusterIdentity, HsmError, KeyRules, MemberSettings, Modules};
+use crate::hsm::{Cluster, ClusterIdentity, HsmError, KeyRules, MemberSettings, Modules, Residents};
 use crate::jobs;
 use crate::key::{self, Key, Stage};
 use crate::operation::Call;
@@ -170,14 +171,16 @@ impl KeyStores {
         members: Vec<(MemberSettings, SecretString)>,
         identity: ClusterIdentity,
         rules: KeyRules,
+        residents: Arc<dyn Residents>,
     ) -> Result<Arc<Cluster>, HsmError> {
-        Cluster::start(&self.modules, members, identity, self.modules.limits().clone(), rules)
+        let limits = self.modules.limits().clone();
+        Cluster::start_synchronized(&self.modules, members, identity, limits, rules, Some(residents))
     }
 
     fn connect(&self, app: &Arc<App>, id: &str, cluster: Arc<Cluster>) {
         let watch = CancellationToken::new();
-        let (app, health, stop) = (app.clone(), cluster.watch(), watch.clone());
-        tokio::spawn(async move { jobs::members::watch(&app, health, stop).await });
+        let (app, name, health, stop) = (app.clone(), id.to_owned(), cluster.watch(), watch.clone());
+        tokio::spawn(async move { jobs::members::watch(&app, &name, health, stop).await });
         if let Some(before) = self.replace(id, Some(Connection { cluster, watch })) {
             before.watch.cancel();
             self.disconnected.lock().push(before.cluster);
@@ -196,8 +199,10 @@ impl KeyStores {
         before.get(id).cloned()
     }
 
-    fn connected_ids(&self) -> Vec<String> {
-        self.connected.load().keys().cloned().collect()
+    /// The clusters of the custom key stores that are connected, by their ids.
+    pub fn in_use(&self) -> Vec<(String, Arc<Cluster>)> {
+        let connected = self.connected.load();
+        connected.iter().map(|(id, connection)| (id.clone(), connection.cluster.clone())).collect()
     }
 
     async fn end_disconnected(&self) {

@@ -57,6 +57,8 @@ pub struct Check {
     pub name: String,
     /// Whether it holds.
     pub ok: bool,
+    /// Whether it holds with less to spare than it should have.
+    pub degraded: bool,
     /// Why not, or what was measured. Never a secret.
     pub detail: String,
 }
@@ -161,12 +163,14 @@ async fn readyz(State(readiness): State<Arc<dyn Readiness>>) -> Response {
     #[derive(Serialize)]
     struct Body {
         ready: bool,
+        degraded: bool,
         checks: Vec<Check>,
     }
     let checks = readiness.check();
     let ready = checks.iter().all(|check| check.ok);
+    let degraded = checks.iter().any(|check| check.degraded);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    match serde_json::to_string(&Body { ready, checks }) {
+    match serde_json::to_string(&Body { ready, degraded, checks }) {
         Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body + "\n").into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
@@ -197,7 +201,7 @@ mod tests {
     }
 
     fn check(name: &str, ok: bool) -> Check {
-        Check { name: name.to_owned(), ok, detail: String::new() }
+        Check { name: name.to_owned(), ok, degraded: !ok, detail: String::new() }
     }
 
     async fn get(address: SocketAddr, request: &str) -> String {
@@ -234,6 +238,7 @@ mod tests {
             serde_json::from_str(unready.split("\r\n\r\n").nth(1).unwrap()).unwrap();
         assert_eq!(body["checks"][1]["name"], "hsm/one");
         assert_eq!(body["checks"][1]["ok"], false);
+        assert_eq!(body["degraded"], true);
 
         let metrics = get(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
         assert!(metrics.contains("strongroom_tests_total 3"), "{metrics}");

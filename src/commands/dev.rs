@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::dev_hsms::{DevMember, MEMBERS_MAX};
 use super::dev_setup::{self, AwsEndpoint, DevInstance, DevOptions, SoftHsm};
 use super::hsm_init;
 use crate::config::{Config, Flags};
@@ -39,6 +40,10 @@ pub struct DevArgs {
     /// The Region [default: us-east-1].
     #[arg(long)]
     pub region: Option<String>,
+    /// How many HSMs make the cluster, each a SoftHSM2 with its own token folder DIR/hsm/1, 2, 3, … to
+    /// be taken away and put back; what DIR has more stays [default: 1].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(MEMBERS_MAX)))]
+    pub members: Option<u16>,
 }
 
 /// Prepares the folder where that is still to be done, and serves.
@@ -53,6 +58,7 @@ pub fn run(
         http: args.http,
         account_id: args.account_id.clone(),
         region: args.region.clone(),
+        members: args.members,
     };
     let mut instance = dev_setup::prepare(&args.dir, &options, &ThisHost)?;
     let loaded = Config::load(Some(&instance.config), &Flags::new())?;
@@ -68,7 +74,11 @@ pub fn run(
         }
         runtime.block_on(ceremony(&instance, &loaded))?;
     }
+    if instance.others.iter().any(|member| member.joins) {
+        runtime()?.block_on(join(&instance, &loaded))?;
+    }
     let dir = instance.dir.clone();
+    let hsms = hsms(&instance);
     let access_key = instance.access_key;
     let development = daemon::Development {
         emulator_credentials: args.emulator_credentials,
@@ -80,6 +90,7 @@ pub fn run(
         let plaintext = config.aws.plaintext;
         let aws = AwsEndpoint { address: bound.aws, plaintext, access_key: &access_key };
         dev_setup::write_env(&dir, &config.region, bound.grpc, &aws)?;
+        print!("{hsms}");
         daemon::announce(config, bound)
     });
     runtime()?.block_on(serve)
@@ -103,6 +114,33 @@ async fn ceremony(instance: &DevInstance, loaded: &crate::config::Loaded) -> any
     instance.mark_initialized()
 }
 
+/// Has the HSMs besides the first become members.
+async fn join(instance: &DevInstance, loaded: &crate::config::Loaded) -> anyhow::Result<()> {
+    let joins = || instance.others.iter().filter(|member| member.joins);
+    let new = joins().map(|member| MemberSettings {
+        module: member.module.clone(),
+        token: member.token.clone(),
+        pin: member.pin.clone(),
+    });
+    let so_pin = loaded.config.pin(dev_setup::SO_PIN)?;
+    hsm_init::enlarge(loaded, &so_pin, new.collect()).await?;
+    joins().try_for_each(DevMember::mark_joined)
+}
+
+/// Where each HSM is, a line each, where there are several.
+fn hsms(instance: &DevInstance) -> String {
+    if instance.others.is_empty() {
+        return String::new();
+    }
+    let first = (1, instance.dir.join("hsm/1"), instance.token_uri());
+    let others =
+        instance.others.iter().map(|member| (member.number, member.tokens.clone(), member.token.clone()));
+    std::iter::once(first)
+        .chain(others)
+        .map(|(number, tokens, uri)| format!("HSM {number}: {} {uri}\n", tokens.display()))
+        .collect()
+}
+
 /// The SoftHSM2 of this host.
 struct ThisHost;
 
@@ -113,7 +151,7 @@ impl SoftHsm for ThisHost {
 
     fn write_conf(&self, folder: &Path, tokens: &Path) -> anyhow::Result<PathBuf> {
         let conf = folder.join("softhsm2.conf");
-        softhsm::write_configuration(&conf, tokens)?;
+        softhsm::write_configuration_only(&conf, tokens)?;
         Ok(conf)
     }
 

@@ -5,6 +5,7 @@
 //! DIR/.strongroom-dev     says that the folder is ours
 //! DIR/pki/                CA, server's and administrator's certificates
 //! DIR/hsm/1/              SoftHSM2's token, with softhsm2.conf, PINs, serial
+//! DIR/hsm/2/              that of the second HSM; the rest of it is in DIR/hsm/member-2/
 //! DIR/key-store/1/        a second HSM, for a custom key store to be made of
 //! DIR/aws/                the administrator's access key
 //! DIR/strongroom.toml     the configuration
@@ -29,6 +30,7 @@ use secrecy::{ExposeSecret, SecretString};
 use toml_edit::DocumentMut;
 
 use super::access_key::{AccessKey, SECRET_FILE};
+use super::dev_hsms::{DevMember, make_members, make_token, token_uri};
 use super::template::{ADMINISTRATOR, Template};
 use crate::config::{
     AccountId, AwsSettings, GrpcSettings, HttpSettings, SOCKET_PATH_BYTES_MAX, check_region,
@@ -66,6 +68,8 @@ pub struct DevOptions {
     pub account_id: Option<String>,
     /// `--region`; cannot change later.
     pub region: Option<String>,
+    /// `--members`; what DIR has more stays.
+    pub members: Option<u16>,
 }
 
 /// What this module needs of SoftHSM2.
@@ -103,6 +107,8 @@ pub struct DevInstance {
     pub needs_ceremony: bool,
     /// Whether the token was made just now: no ceremony was held on it.
     pub token_is_new: bool,
+    /// The HSMs besides.
+    pub others: Vec<DevMember>,
     /// The administrator's access key.
     pub access_key: AccessKey,
 }
@@ -148,18 +154,19 @@ pub fn prepare(dir: &Path, options: &DevOptions, softhsm: &dyn SoftHsm) -> anyho
 
     make_pki(&dir, options)?;
     let token_is_new = !dir.join("hsm").exists();
-    let token_serial = make_token(&dir.join("hsm"), TOKEN_LABEL, &library, softhsm)?;
-    make_token(&dir.join(KEY_STORE), KEY_STORE_LABEL, &library, softhsm)?;
+    let token_serial = make_token(&dir.join("hsm"), "1", TOKEN_LABEL, &library, softhsm)?;
+    make_token(&dir.join(KEY_STORE), "1", KEY_STORE_LABEL, &library, softhsm)?;
+    let others = make_members(&dir.join("hsm"), options.members, &library, softhsm)?;
     make_whole(&dir.join("aws"), |folder| AccessKey::new()?.write(folder))?;
     let access_key = AccessKey::read(&dir.join("aws"))?;
     let first = match before {
         None => first_configuration(&dir, options, &library, &access_key).parse()?,
         Some(before) => before,
     };
-    let text = update(first, options, &dir, &library, softhsm, &access_key)?;
+    let text = update(first, options, &dir, &library, softhsm, &access_key, &others)?;
     replace(&config, text.as_bytes(), 0o600)?;
     let needs_ceremony = !dir.join("hsm/initialized").exists();
-    Ok(DevInstance { dir, config, token_serial, needs_ceremony, token_is_new, access_key })
+    Ok(DevInstance { dir, config, token_serial, needs_ceremony, token_is_new, others, access_key })
 }
 
 /// The AWS endpoint that `DIR/env` tells of.
@@ -259,26 +266,11 @@ fn make_pki(dir: &Path, options: &DevOptions) -> anyhow::Result<()> {
     })
 }
 
-/// Makes a token in `FOLDER/1`, with its PINs, serial and URI beside it: its serial.
-fn make_token(hsm: &Path, label: &str, library: &Path, softhsm: &dyn SoftHsm) -> anyhow::Result<String> {
-    make_whole(hsm, |folder| {
-        let tokens = folder.join("1");
-        DirBuilder::new().mode(0o700).create(&tokens)?;
-        let conf = softhsm.write_conf(folder, &tokens)?;
-        let (so_pin, pin) = (random_pin()?, random_pin()?);
-        let serial = softhsm.init_token(library, &conf, label, &so_pin, &pin)?;
-        pki::write_new(&folder.join("so.pin"), so_pin.expose_secret().as_bytes(), 0o600)?;
-        pki::write_new(&folder.join("user.pin"), pin.expose_secret().as_bytes(), 0o600)?;
-        pki::write_new(&folder.join("serial"), serial.as_bytes(), 0o600)?;
-        pki::write_new(&folder.join("uri"), token_uri(label, &serial).as_bytes(), 0o600)?;
-        Ok(())
-    })?;
-    let serial = hsm.join("serial");
-    fs::read_to_string(&serial).with_context(|| serial.display().to_string())
-}
-
 /// Makes a folder where there is none, completely or not at all.
-fn make_whole(folder: &Path, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub(super) fn make_whole(
+    folder: &Path,
+    fill: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     if folder.exists() {
         return Ok(());
     }
@@ -295,17 +287,6 @@ fn make_whole(folder: &Path, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> 
 /// What a folder is called until it is complete.
 fn unfinished(folder: &Path) -> PathBuf {
     folder.with_extension("new")
-}
-
-fn token_uri(label: &str, serial: &str) -> String {
-    format!("pkcs11:token={label};serial={serial}")
-}
-
-fn random_pin() -> anyhow::Result<SecretString> {
-    const PIN_BYTES: usize = 16;
-    let mut bytes = zeroize::Zeroizing::new([0; PIN_BYTES]);
-    aws_lc_rs::rand::fill(&mut *bytes).map_err(|_| anyhow::anyhow!("no random bytes for a PIN"))?;
-    Ok(SecretString::from(hex::encode(*bytes)))
 }
 
 fn account(options: &DevOptions) -> &str {
@@ -341,9 +322,9 @@ fn secret_file() -> String {
     format!("aws/{SECRET_FILE}")
 }
 
-/// The same file with the addresses that were given, and with this folder's
-/// and this library's path should they have moved; with an access key, should
-/// an older version have made it.
+/// The same file with the addresses that were given, with this folder's and
+/// this library's path should they have moved, and with every HSM; with an
+/// access key, should an older version have made it.
 fn update(
     mut file: DocumentMut,
     options: &DevOptions,
@@ -351,6 +332,7 @@ fn update(
     library: &Path,
     softhsm: &dyn SoftHsm,
     access_key: &AccessKey,
+    others: &[DevMember],
 ) -> anyhow::Result<String> {
     let addresses = [("grpc", options.grpc), ("aws", options.aws), ("http", options.http)];
     for (section, address) in addresses {
@@ -360,13 +342,21 @@ fn update(
     }
     set_plaintext(&mut file);
     add_access_key(&mut file, access_key);
-    for (module, folder) in [(MODULE, "hsm"), (KEY_STORE, KEY_STORE)] {
-        let folder = dir.join(folder);
-        let conf = softhsm.write_conf(&folder, &folder.join("1"))?;
-        set(&mut file, &["modules", module, "library"], &library.to_string_lossy())?;
-        set(&mut file, &["modules", module, "environment", "SOFTHSM2_CONF"], &conf.to_string_lossy())?;
+    let first = [(MODULE.to_owned(), dir.join("hsm")), (KEY_STORE.to_owned(), dir.join(KEY_STORE))];
+    let modules = first.into_iter().map(|(module, folder)| (module, folder.join("1"), folder));
+    let others_modules =
+        others.iter().map(|member| (member.module.clone(), member.tokens.clone(), member.folder.clone()));
+    for (module, tokens, folder) in modules.chain(others_modules) {
+        let conf = softhsm.write_conf(&folder, &tokens)?;
+        set(&mut file, &["modules", &module, "library"], &library.to_string_lossy())?;
+        set(&mut file, &["modules", &module, "environment", "SOFTHSM2_CONF"], &conf.to_string_lossy())?;
     }
     set(&mut file, &["pins", KEY_STORE, "file"], "key-store/user.pin")?;
+    for member in others {
+        let pin = member.folder.join("user.pin");
+        let pin = pin.strip_prefix(dir).unwrap_or(&pin).to_string_lossy().into_owned();
+        set(&mut file, &["pins", &member.pin, "file"], &pin)?;
+    }
     Ok(file.to_string())
 }
 
@@ -425,7 +415,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 /// Writes a file so that its name always means a whole one.
-fn replace(path: &Path, contents: &[u8], mode: u32) -> anyhow::Result<()> {
+pub(super) fn replace(path: &Path, contents: &[u8], mode: u32) -> anyhow::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let new = PathBuf::from(name);
@@ -437,7 +427,7 @@ fn replace(path: &Path, contents: &[u8], mode: u32) -> anyhow::Result<()> {
     sync_parent(path)
 }
 
-fn sync_parent(path: &Path) -> anyhow::Result<()> {
+pub(super) fn sync_parent(path: &Path) -> anyhow::Result<()> {
     if let Some(parent) = path.parent() {
         fs::File::open(parent)?.sync_all()?;
     }

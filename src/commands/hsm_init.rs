@@ -2,17 +2,22 @@
 //! in a token, once, and tells the store.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use secrecy::SecretString;
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::audit::record::{Context, Record};
 use crate::config::{Config, Flags, Loaded};
-use crate::hsm::{self, Cluster, KeyRules, MemberSettings, MemberState, Modules, TokenUri};
+use crate::hsm::{
+    self, Cluster, HsmError, KeyRules, MemberSettings, MemberState, Modules, TokenAccess, TokenUri,
+};
+use crate::identity::{Identity, Installation};
 use crate::operation::Service;
-use crate::registry::{CacheLimits, Registry};
+use crate::registry::{CacheLimits, Draft, Registry};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Commit, Store};
 use crate::{daemon, identity};
@@ -82,42 +87,125 @@ pub async fn hold(loaded: &Loaded, member: MemberSettings) -> anyhow::Result<()>
         let (modules, module, pin) = (modules.clone(), member.module.clone(), pin.clone());
         tokio::task::spawn_blocking(move || hsm::ceremony(&modules, &module, &token, &pin)).await??
     };
-    let store: std::sync::Arc<SqliteStore> = std::sync::Arc::new(store);
-    let cluster = Cluster::start(
-        &modules,
-        vec![(member.clone(), pin)],
-        made.clone(),
-        config.hsm.clone(),
-        KeyRules::DEFAULT,
-    )?;
+    let store = Arc::new(store);
+    let opened = vec![(member.clone(), pin)];
+    let cluster = Cluster::start(&modules, opened, made.clone(), config.hsm.clone(), KeyRules::DEFAULT)?;
     let result = tell(loaded, &store, &cluster, made, member).await;
+    end(modules, &cluster, store).await?;
+    result
+}
+
+/// Brings the wrapping key to tokens that are not members yet, and has the store
+/// know them as such. The daemon must not run.
+///
+/// # Errors
+/// Whatever the HSMs say; then the store knows none of them.
+pub async fn enlarge(loaded: &Loaded, so_pin: &SecretString, new: Vec<MemberSettings>) -> anyhow::Result<()> {
+    let config = &loaded.config;
+    let store = Arc::new(SqliteStore::open(&config.data_dir, daemon::sqlite_options(config)).await?);
+    let Identity { cluster: identity, members, .. } = identity::read(&*store).await?;
+    let new: Vec<MemberSettings> = new.into_iter().filter(|new| !members.contains(new)).collect();
+    let access = |member: &MemberSettings| {
+        let (module, token) = (member.module.clone(), member.token.parse()?);
+        anyhow::Ok(TokenAccess { module, token, pin: config.pin(&member.pin)? })
+    };
+    let source = access(members.first().context("the cluster has no members")?)?;
+    let targets: Vec<TokenAccess> = new.iter().map(access).collect::<anyhow::Result<_>>()?;
+    let modules = Modules::new(config.modules.clone(), config.hsm.clone());
+    let (so_pin, bringing) = (so_pin.clone(), modules.clone());
+    let brought = tokio::task::spawn_blocking(move || {
+        let brought = targets.iter().try_for_each(|target| {
+            match hsm::bring_wrapping_key(&bringing, &source, &so_pin, target) {
+                // It has a key already, of a start that ended too early; whether
+                // it is the cluster's is seen when it is attached.
+                Ok(_) | Err(HsmError::Unsupported(_)) => Ok(()),
+                Err(error) => Err(error),
+            }
+        });
+        bringing.finalise();
+        brought
+    });
+    brought.await??;
+    let mut opened = Vec::new();
+    for member in members.iter().chain(&new) {
+        opened.push((member.clone(), config.pin(&member.pin)?));
+    }
+    let cluster = Cluster::start(&modules, opened, identity.clone(), config.hsm.clone(), KeyRules::DEFAULT)?;
+    let result = join(loaded, &store, &cluster, identity, new).await;
+    end(modules, &cluster, store).await?;
+    result
+}
+
+async fn end(modules: Arc<Modules>, cluster: &Cluster, store: Arc<SqliteStore>) -> anyhow::Result<()> {
     cluster.shutdown().await;
     tokio::task::spawn_blocking(move || modules.finalise()).await?;
     store.close().await?;
-    result
+    Ok(())
+}
+
+async fn join(
+    loaded: &Loaded,
+    store: &Arc<SqliteStore>,
+    cluster: &Arc<Cluster>,
+    identity: hsm::ClusterIdentity,
+    new: Vec<MemberSettings>,
+) -> anyhow::Result<()> {
+    let tokens: Vec<&str> = new.iter().map(|member| member.token.as_str()).collect();
+    serve(cluster, &tokens).await?;
+    let details = json!({ "tokens": tokens });
+    let registry = registry(store, cluster, &identity);
+    let held = identity::held(&registry, Instant::now() + SEAL_TIMEOUT).await?;
+    let members = held.value.members.iter().cloned().chain(new.iter().cloned()).collect();
+    let draft = Draft::replace(&held, &Installation { members, ..held.value.clone() })?;
+    record(loaded, store, &registry, draft, "AddMember", details).await
 }
 
 async fn tell(
     loaded: &Loaded,
-    store: &std::sync::Arc<SqliteStore>,
-    cluster: &std::sync::Arc<Cluster>,
+    store: &Arc<SqliteStore>,
+    cluster: &Arc<Cluster>,
     made: hsm::ClusterIdentity,
     member: MemberSettings,
 ) -> anyhow::Result<()> {
+    serve(cluster, &[&member.token]).await?;
+    let registry = registry(store, cluster, &made);
+    let details = json!({ "token": member.token, "module": member.module, "wrappingKey": made.wrapping_key.to_string() });
+    let draft = identity::draft(made, vec![member])?;
+    record(loaded, store, &registry, draft, "InitializeCluster", details).await
+}
+
+/// Waits until these members serve.
+async fn serve(cluster: &Cluster, tokens: &[&str]) -> anyhow::Result<()> {
     let mut health = cluster.watch();
-    let settled =
-        |members: &Vec<hsm::MemberHealth>| members.iter().all(|member| member.state == MemberState::Serving);
-    tokio::time::timeout(ATTACH_TIMEOUT, health.wait_for(settled))
+    let serves = |members: &Vec<hsm::MemberHealth>| {
+        tokens.iter().all(|token| {
+            members.iter().any(|member| member.uri == *token && member.state == MemberState::Serving)
+        })
+    };
+    tokio::time::timeout(ATTACH_TIMEOUT, health.wait_for(serves))
         .await
         .with_context(|| format!("the token cannot be used: {:?}", cluster.watch().borrow()))??;
-    let dynamic: std::sync::Arc<dyn Store> = store.clone();
-    let registry = Registry::new(dynamic, cluster.clone(), made.mac_key(), CacheLimits { keys: 1 });
-    let details = json!({ "token": member.token, "module": member.module, "wrappingKey": made.wrapping_key.to_string() });
-    let drafts = [identity::draft(made, vec![member])?];
-    let changes = registry.seal(&drafts, Instant::now() + SEAL_TIMEOUT).await?;
+    Ok(())
+}
+
+fn registry(store: &Arc<SqliteStore>, cluster: &Arc<Cluster>, made: &hsm::ClusterIdentity) -> Registry {
+    let dynamic: Arc<dyn Store> = store.clone();
+    Registry::new(dynamic, cluster.clone(), made.mac_key(), CacheLimits { keys: 1 })
+}
+
+/// Makes a change durable, with the event that tells of it.
+async fn record(
+    loaded: &Loaded,
+    store: &SqliteStore,
+    registry: &Registry,
+    draft: Draft,
+    name: &'static str,
+    details: serde_json::Value,
+) -> anyhow::Result<()> {
+    let changes = registry.seal(&[draft], Instant::now() + SEAL_TIMEOUT).await?;
     let context = Context {
         source: Service::Hsm.event_source(),
-        name: "InitializeCluster",
+        name,
         region: &loaded.config.region,
         time_ms: crate::app::Clock.now_ms(),
         read_only: false,

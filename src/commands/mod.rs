@@ -4,6 +4,7 @@ pub mod access_key;
 pub mod backup;
 pub mod check_config;
 pub mod dev;
+pub mod dev_hsms;
 pub mod dev_setup;
 pub mod hsm_bring;
 pub mod hsm_init;

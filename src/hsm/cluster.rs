@@ -20,8 +20,8 @@ use super::meters::Function;
 use super::modules::Modules;
 use super::{
     Capability, ClusterIdentity, ClusterSettings, Curve, DataKeyPair, Hash, Home, HsmError, KeyRef, KeyRules,
-    Material, MemberHealth, MemberSettings, MemberState, MemberStatus, Residence, Scheme, Sealed, TokenUri,
-    Use,
+    Material, MemberHealth, MemberSettings, MemberState, MemberStatus, Residence, Residents, Scheme, Sealed,
+    TokenUri, Use,
 };
 use super::{keys, mechanism};
 
@@ -47,6 +47,7 @@ pub struct Cluster {
     supervisors: Mutex<BTreeMap<String, Supervisor>>,
     /// Members so far, which names their threads.
     started: AtomicUsize,
+    residents: Option<Arc<dyn Residents>>,
 }
 
 /// What looks after a member.
@@ -70,6 +71,21 @@ impl Cluster {
         settings: ClusterSettings,
         rules: KeyRules,
     ) -> Result<Arc<Cluster>, HsmError> {
+        Cluster::start_synchronized(modules, members, identity, settings, rules, None)
+    }
+
+    /// The same; a member that comes to others which serve gets those of the
+    /// resident keys that it lacks before it serves.
+    ///
+    /// Errors: as those of [`Cluster::start`].
+    pub fn start_synchronized(
+        modules: &Arc<Modules>,
+        members: Vec<(MemberSettings, SecretString)>,
+        identity: ClusterIdentity,
+        settings: ClusterSettings,
+        rules: KeyRules,
+        residents: Option<Arc<dyn Residents>>,
+    ) -> Result<Arc<Cluster>, HsmError> {
         let cluster = Arc::new(Cluster {
             modules: modules.clone(),
             members: ArcSwap::default(),
@@ -80,6 +96,7 @@ impl Cluster {
             stop: CancellationToken::new(),
             supervisors: Mutex::default(),
             started: AtomicUsize::new(0),
+            residents,
         });
         for (member, pin) in members {
             cluster.add_member(&member, pin)?;
@@ -104,7 +121,8 @@ impl Cluster {
         let index = self.started.fetch_add(1, Ordering::Relaxed);
         let pin_name = settings.pin.clone();
         let settings = self.settings.clone();
-        let parts = Parts { token, index, module, pin, pin_name, identity, settings, news };
+        let residents = self.residents.clone();
+        let parts = Parts { token, index, module, pin, pin_name, identity, settings, news, residents };
         let member = Arc::new(Member::start(parts)?);
         self.health.send_modify(|members| {
             members.push(MemberHealth { uri: uri.clone(), state: MemberState::Attaching, reason: None });
@@ -233,10 +251,12 @@ impl Cluster {
         self.members.load_full()
     }
 
-    /// Those that serve now.
-    pub(super) fn serving(&self) -> Vec<Arc<Member>> {
-        let serves = |member: &&Arc<Member>| member.state() == MemberState::Serving;
-        self.members.load().iter().filter(serves).cloned().collect()
+    /// Those that serve now, or will when they have the keys that they lack.
+    pub(super) fn attached(&self) -> Vec<Arc<Member>> {
+        let is = |member: &&Arc<Member>| {
+            matches!(member.state(), MemberState::Serving | MemberState::Synchronizing)
+        };
+        self.members.load().iter().filter(is).cloned().collect()
     }
 
     /// Unwraps key material that a caller encrypted to `wrapper`, a key made for
@@ -383,7 +403,7 @@ impl Cluster {
         let step: Step<_> =
             Arc::new(|session, _, _| Ok(session.find(&keys::search_session_objects())?.len()));
         let mut all = 0;
-        for member in self.serving() {
+        for member in self.attached() {
             all += member.without_key(Function::Find, deadline, true, &step).await?;
         }
         Ok(all)
@@ -447,9 +467,11 @@ impl Cluster {
                 let untried = !tried.iter().any(|other| Arc::ptr_eq(other, member));
                 let can = capability.is_none_or(|capability| member.can(capability).unwrap_or(true));
                 match member.state() {
-                    MemberState::Serving if untried && can => {
+                    // What it lacks still, it gets when it is asked for it.
+                    state @ (MemberState::Serving | MemberState::Synchronizing) if untried && can => {
                         let absent = only.is_some_and(|key| !member.has_loaded(key.id));
-                        let rank = (member.is_slow(), absent, member.waiting());
+                        let early = state == MemberState::Synchronizing;
+                        let rank = (early, member.is_slow(), absent, member.waiting());
                         candidates += 1;
                         if best.as_ref().is_none_or(|(_, least)| rank < *least) {
                             best = Some((member.clone(), rank));

@@ -28,7 +28,7 @@ use super::selftest::SelfTest;
 use super::session::{Handle, Session};
 use super::{
     Capability, Cause, ClusterIdentity, ClusterSettings, HsmError, MemberHealth, MemberState, MemberStatus,
-    TokenUri,
+    Residents, TokenUri,
 };
 
 /// What a call does on a session, with its key's handle; it may run twice.
@@ -46,6 +46,8 @@ pub(crate) struct Member {
     meters: Meters,
     state: watch::Sender<State>,
     news: Arc<watch::Sender<Vec<MemberHealth>>>,
+    /// The keys that it must have before it serves beside others.
+    residents: Option<Arc<dyn Residents>>,
     workers: Crew,
     lane: Crew,
     keeper: Crew,
@@ -65,6 +67,7 @@ pub(crate) struct Member {
 
 enum State {
     Attaching,
+    Synchronizing(Arc<Attachment>),
     Serving(Arc<Attachment>),
     Lost(String),
     Refused(String),
@@ -72,9 +75,18 @@ enum State {
 }
 
 impl State {
+    /// Where calls on it would go.
+    fn attachment(&self) -> Option<&Arc<Attachment>> {
+        match self {
+            State::Synchronizing(attachment) | State::Serving(attachment) => Some(attachment),
+            State::Attaching | State::Lost(_) | State::Refused(_) | State::Maintenance => None,
+        }
+    }
+
     fn health(&self) -> (MemberState, Option<String>) {
         match self {
             State::Attaching => (MemberState::Attaching, None),
+            State::Synchronizing(_) => (MemberState::Synchronizing, None),
             State::Serving(_) => (MemberState::Serving, None),
             State::Lost(reason) => (MemberState::Lost, Some(reason.clone())),
             State::Refused(reason) => (MemberState::Refused, Some(reason.clone())),
@@ -93,12 +105,13 @@ pub(crate) struct Parts {
     pub(crate) identity: Arc<ClusterIdentity>,
     pub(crate) settings: ClusterSettings,
     pub(crate) news: Arc<watch::Sender<Vec<MemberHealth>>>,
+    pub(crate) residents: Option<Arc<dyn Residents>>,
 }
 
 impl Member {
     /// Starts its threads; [`Member::supervise`] does the rest.
     pub(crate) fn start(parts: Parts) -> Result<Member, HsmError> {
-        let Parts { token, index, module, pin, pin_name, identity, settings, news } = parts;
+        let Parts { token, index, module, pin, pin_name, identity, settings, news, residents } = parts;
         let capacity = settings.queue_capacity as usize;
         let crew = |name: &str, threads| Crew::start(format!("hsm{index}-{name}"), threads, capacity);
         let uri = token.to_string();
@@ -125,6 +138,7 @@ impl Member {
             identity,
             settings,
             news,
+            residents,
         })
     }
 
@@ -168,10 +182,7 @@ impl Member {
 
     /// Whether a key's handle is at hand.
     pub(crate) fn has_loaded(&self, id: super::BackingId) -> bool {
-        match &*self.state.borrow() {
-            State::Serving(attachment) => attachment.cache.has_loaded(id),
-            _ => false,
-        }
+        self.state.borrow().attachment().is_some_and(|attachment| attachment.cache.has_loaded(id))
     }
 
     /// Calls that wait for its session threads.
@@ -183,10 +194,7 @@ impl Member {
     pub(crate) fn status(&self) -> MemberStatus {
         let current = self.state.borrow();
         let (state, reason) = current.health();
-        let attachment = match &*current {
-            State::Serving(attachment) => Some(attachment.clone()),
-            _ => None,
-        };
+        let attachment = current.attachment().cloned();
         drop(current);
         let info = attachment.as_ref().map(|attachment| attachment.info.clone()).unwrap_or_default();
         MemberStatus {

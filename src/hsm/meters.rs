@@ -57,6 +57,7 @@ pub(crate) struct Meters {
     queue_depth: Gauge,
     sessions: Gauge,
     state: Gauge,
+    serving: Gauge,
 }
 
 impl Meters {
@@ -78,7 +79,8 @@ impl Meters {
             calls,
             queue_depth: metrics::gauge!("strongroom_hsm_queue_depth", "member" => member.clone()),
             sessions: metrics::gauge!("strongroom_hsm_sessions", "member" => member.clone()),
-            state: metrics::gauge!("strongroom_hsm_member_state", "member" => member),
+            state: metrics::gauge!("strongroom_hsm_member_state", "member" => member.clone()),
+            serving: metrics::gauge!("strongroom_hsm_member_serving", "member" => member),
         }
     }
 
@@ -101,14 +103,16 @@ impl Meters {
         self.sessions.clone()
     }
 
-    /// 0 attaching, 1 serving, 2 lost, 3 refused, 4 in maintenance.
+    /// 0 attaching, 1 serving, 2 lost, 3 refused, 4 in maintenance, 5 synchronizing.
     pub(crate) fn state(&self, state: MemberState) {
+        self.serving.set(f64::from(u8::from(state == MemberState::Serving)));
         self.state.set(match state {
             MemberState::Attaching => 0.0,
             MemberState::Serving => 1.0,
             MemberState::Lost => 2.0,
             MemberState::Refused => 3.0,
             MemberState::Maintenance => 4.0,
+            MemberState::Synchronizing => 5.0,
         });
     }
 }

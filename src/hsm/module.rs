@@ -62,8 +62,8 @@ pub(crate) struct Module {
     settings: ModuleSettings,
     drain: Duration,
     interval: Duration,
-    /// Members that serve through it, which another life disturbs.
-    pub(crate) serving: AtomicUsize,
+    /// Members that are attached through it, which another life disturbs.
+    pub(crate) attached: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -72,6 +72,8 @@ struct State {
     life: Option<Arc<Life>>,
     initialised: Option<Instant>,
     copies: u32,
+    /// Lives in which calls hang; when they return, the library is of use again.
+    abandoned: Vec<Arc<Life>>,
 }
 
 impl Module {
@@ -87,8 +89,14 @@ impl Module {
             settings: settings.clone(),
             drain: Duration::from_millis(limits.call_timeout_ms),
             interval: Duration::from_millis(limits.reinitialize_interval_ms),
-            serving: AtomicUsize::new(0),
-            state: Mutex::new(State { functions, life: None, initialised: None, copies: 0 }),
+            attached: AtomicUsize::new(0),
+            state: Mutex::new(State {
+                functions,
+                life: None,
+                initialised: None,
+                copies: 0,
+                abandoned: Vec::new(),
+            }),
         })
     }
 
@@ -126,6 +134,9 @@ impl Module {
     /// Ends the present life for good.
     pub(crate) fn finalise(&self) {
         let mut state = self.state.lock();
+        for life in state.abandoned.drain(..).filter(|life| life.is_over()) {
+            life.finalise();
+        }
         if let Some(life) = state.life.take() {
             if life.close(self.drain) {
                 life.finalise();
@@ -141,6 +152,17 @@ impl Module {
             life.finalise();
             return Ok(());
         }
+        if let Some(place) = state.abandoned.iter().position(|life| life.is_over()) {
+            let free = state.abandoned.swap_remove(place);
+            free.finalise();
+            tracing::warn!(
+                module = self.name,
+                "calls hang in the library: one in which none does is used again"
+            );
+            state.functions = free.functions;
+            state.abandoned.push(life);
+            return Ok(());
+        }
         if state.copies >= FRESH_COPIES_MAX {
             state.life = Some(life);
             return Err(HsmError::Unavailable(format!(
@@ -151,6 +173,7 @@ impl Module {
         tracing::warn!(module = self.name, "calls hang in the library: it is abandoned for a fresh copy");
         state.copies += 1;
         state.functions = load_file(&private_copy(&self.settings.library)?)?;
+        state.abandoned.push(life);
         Ok(())
     }
 
@@ -190,6 +213,11 @@ impl Life {
         self.gate.calls.load(Ordering::Acquire) & CLOSED != 0
     }
 
+    /// Whether it has ended and no call is in it.
+    fn is_over(&self) -> bool {
+        self.gate.calls.load(Ordering::Acquire) == CLOSED
+    }
+
     /// Calls a function, unless the life has ended.
     pub(crate) fn call(
         &self,
@@ -204,7 +232,7 @@ impl Life {
     fn close(&self, patience: Duration) -> bool {
         self.gate.calls.fetch_or(CLOSED, Ordering::AcqRel);
         let until = Instant::now() + patience;
-        while self.gate.calls.load(Ordering::Acquire) != CLOSED {
+        while !self.is_over() {
             if Instant::now() >= until {
                 return false;
             }

@@ -73,7 +73,7 @@ impl Cluster {
     pub fn required_copies(&self) -> usize {
         match self.rules().replicates_itself {
             true => 1,
-            false => usize::from(self.rules().required_copies).clamp(1, self.all().len().max(1)),
+            false => usize::from(self.rules().required_copies).max(1),
         }
     }
 
@@ -97,7 +97,7 @@ impl Cluster {
     /// The ids of the resident backing keys on all members that serve.
     pub async fn inventory(&self, deadline: Instant) -> Result<Vec<BackingId>, HsmError> {
         let mut all = Vec::new();
-        for member in self.serving() {
+        for member in self.attached() {
             all.extend(list_on(&member, deadline).await?);
         }
         all.sort_unstable();
@@ -161,7 +161,7 @@ impl Cluster {
             member.forget(&expected.key, deadline).await?;
             destroy_on(&member, &expected.key, deadline).await?;
         }
-        let proof = expected.public_key.clone().map(Proof::PublicKey);
+        let proof = expected.proof();
         install_on(&member, &expected.key, proof.as_ref(), deadline).await
     }
 
@@ -197,7 +197,7 @@ impl Cluster {
         });
         let (blob, public_key, proof) = self.anywhere(Function::Generate, capability, deadline, step).await?;
         let key = KeyRef { id, material, usage, home: Home::Resident { blob: Some(blob.into()) } };
-        let members = self.serving();
+        let members = self.attached();
         let installs =
             join_all(members.iter().map(|member| install_on(member, &key, Some(&proof), deadline))).await;
         let failed: Vec<String> = installs
@@ -235,9 +235,16 @@ impl Cluster {
     }
 }
 
+impl Expected {
+    /// What a copy of it is tried with, where the store has it.
+    pub(super) fn proof(&self) -> Option<Proof> {
+        self.public_key.clone().map(Proof::PublicKey)
+    }
+}
+
 /// By what a copy of a key is known.
 #[derive(Clone)]
-enum Proof {
+pub(super) enum Proof {
     /// DER SubjectPublicKeyInfo.
     PublicKey(Vec<u8>),
     /// What the AES key made of [`MESSAGE`].
@@ -246,7 +253,7 @@ enum Proof {
     Mac(Vec<u8>),
 }
 
-async fn install_on(
+pub(super) async fn install_on(
     member: &Arc<Member>,
     key: &KeyRef,
     proof: Option<&Proof>,
@@ -265,7 +272,11 @@ async fn install_on(
         .await
 }
 
-async fn destroy_on(member: &Arc<Member>, key: &KeyRef, deadline: Instant) -> Result<(), HsmError> {
+pub(super) async fn destroy_on(
+    member: &Arc<Member>,
+    key: &KeyRef,
+    deadline: Instant,
+) -> Result<(), HsmError> {
     let search = keys::search(key.id, key.material);
     let step: Step<_> = Arc::new(move |session, _, _| {
         session.find(&search)?.into_iter().try_for_each(|handle| session.destroy(handle))
@@ -273,7 +284,7 @@ async fn destroy_on(member: &Arc<Member>, key: &KeyRef, deadline: Instant) -> Re
     member.without_key(Function::Destroy, deadline, true, &step).await
 }
 
-async fn list_on(member: &Arc<Member>, deadline: Instant) -> Result<Vec<BackingId>, HsmError> {
+pub(super) async fn list_on(member: &Arc<Member>, deadline: Instant) -> Result<Vec<BackingId>, HsmError> {
     let step: Step<_> = Arc::new(|session, _, _| {
         let mut ids = Vec::new();
         for class in [CKO_SECRET_KEY, CKO_PRIVATE_KEY] {

@@ -43,6 +43,11 @@ pub fn library() -> Option<PathBuf> {
 /// it is not there yet.
 pub fn write_configuration(configuration: &Path, tokens: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(tokens)?;
+    write_configuration_only(configuration, tokens)
+}
+
+/// The same for a folder that may have been taken away: it is not made.
+pub fn write_configuration_only(configuration: &Path, tokens: &Path) -> std::io::Result<()> {
     let text = format!(
         "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n",
         tokens.display()

@@ -352,6 +352,8 @@ pub enum HsmError {
 pub enum MemberState {
     /// Its token is being found, logged in to and tested.
     Attaching,
+    /// It is attached, and gets the keys that it lacks before it serves.
+    Synchronizing,
     /// It does work.
     Serving,
     /// It does not answer; it is tried again by itself.

@@ -13,16 +13,36 @@ use crate::hsm::{MemberHealth, MemberState};
 use crate::registry::from_store;
 use crate::store::Commit;
 
+/// What events and metrics call the installation's cluster; a custom key store's
+/// they call by its id.
+pub const INSTALLATION: &str = "installation";
+
 /// Watches the members of a cluster until it is stopped.
-pub async fn watch(app: &App, mut health: Receiver<Vec<MemberHealth>>, stop: CancellationToken) {
+pub async fn watch(
+    app: &App,
+    cluster: &str,
+    mut health: Receiver<Vec<MemberHealth>>,
+    stop: CancellationToken,
+) {
     let mut known: HashMap<String, MemberState> = HashMap::new();
     loop {
         let members = health.borrow_and_update().clone();
-        for member in members {
+        let serving = members.iter().filter(|member| member.state == MemberState::Serving).count();
+        for member in &members {
+            // On the way from one state to another nothing is known yet.
+            if matches!(member.state, MemberState::Attaching | MemberState::Synchronizing) {
+                continue;
+            }
             let before = known.insert(member.uri.clone(), member.state);
-            if let Some(name) = event_name(before, member.state)
-                && let Err(error) = record(app, name, &member).await
-            {
+            let Some(name) = event_name(before, member.state) else { continue };
+            let details = json!({
+                "member": member.uri,
+                "reason": member.reason,
+                "cluster": cluster,
+                "members": members.len(),
+                "membersServing": serving,
+            });
+            if let Err(error) = record(app, name, details).await {
                 tracing::error!(member = member.uri, name, %error, detail = error.detail, "a member's change could not be recorded");
             }
         }
@@ -42,12 +62,12 @@ fn event_name(before: Option<MemberState>, now: MemberState) -> Option<&'static 
         (_, MemberState::Refused) => Some("HsmMemberRefused"),
         (Some(MemberState::Lost | MemberState::Refused), MemberState::Serving) => Some("HsmMemberRecovered"),
         // Its own event says who took it out, or brought it back.
-        (_, MemberState::Serving | MemberState::Attaching | MemberState::Maintenance) => None,
+        (_, MemberState::Serving | MemberState::Maintenance) => None,
+        (_, MemberState::Attaching | MemberState::Synchronizing) => None,
     }
 }
 
-async fn record(app: &App, name: &'static str, member: &MemberHealth) -> Result<()> {
-    let details = json!({ "member": member.uri, "reason": member.reason });
+async fn record(app: &App, name: &'static str, details: serde_json::Value) -> Result<()> {
     let event = service_event(app, name, &app.account, details, None)?;
     app.store
         .commit(Commit { changes: Vec::new(), events: vec![event] })

@@ -12,10 +12,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::password;
+use super::residents::OfKeyStore;
 use super::rows::{self, KeyStore, RegisteredCluster};
 use crate::app::App;
 use crate::error::Result;
-use crate::hsm::{Cause, Cluster, MemberSettings, MemberState};
+use crate::hsm::{Cause, Cluster, HsmError, MemberSettings, MemberState};
 use crate::jobs;
 use crate::proto::kms::{ConnectionErrorCodeType as Code, ConnectionStateType as State};
 use crate::registry::{self, Draft, Held, from_store};
@@ -82,7 +83,7 @@ impl Work {
             self.settle(app, held).await?;
         }
         let known: HashSet<&str> = stores.iter().map(|held| held.id.id.as_str()).collect();
-        for id in app.key_stores.connected_ids().iter().filter(|id| !known.contains(id.as_str())) {
+        for (id, _) in app.key_stores.in_use().iter().filter(|(id, _)| !known.contains(id.as_str())) {
             app.key_stores.disconnect(id);
         }
         app.key_stores.end_disconnected().await;
@@ -225,7 +226,7 @@ async fn conclude(
 }
 
 /// Starts the members of a key store's cluster.
-async fn start(app: &App, held: &Held<KeyStore>) -> Result<Arc<Cluster>, Failed> {
+async fn start(app: &Arc<App>, held: &Held<KeyStore>) -> Result<Arc<Cluster>, Failed> {
     let internal = |error: crate::error::Error| {
         Failed(Code::InternalError, error.detail.unwrap_or_else(|| error.message.into_owned()))
     };
@@ -235,7 +236,8 @@ async fn start(app: &App, held: &Held<KeyStore>) -> Result<Arc<Cluster>, Failed>
     let gone = || Failed(Code::ClusterNotFound, format!("there is no cluster {}", id.id));
     let cluster: Held<RegisteredCluster> =
         app.registry.open(row.ok_or_else(gone)?, deadline).await.map_err(internal)?;
-    let RegisteredCluster { members, rules, identity, deleted: false, .. } = cluster.value else {
+    let RegisteredCluster { members, maintenance, rules, identity, deleted: false, .. } = cluster.value
+    else {
         return Err(gone());
     };
     let identity = identity
@@ -245,9 +247,13 @@ async fn start(app: &App, held: &Held<KeyStore>) -> Result<Arc<Cluster>, Failed>
         let settings = MemberSettings { module: member.module, token: member.token, pin: String::new() };
         (settings, pin.clone())
     });
-    app.key_stores
-        .start(members.collect(), identity, rules)
-        .map_err(|error| Failed(Code::NetworkErrors, error.to_string()))
+    let residents = OfKeyStore::new(app, &held.id.region, &held.id.id);
+    let unreachable = |error: HsmError| Failed(Code::NetworkErrors, error.to_string());
+    let cluster = app.key_stores.start(members.collect(), identity, rules, residents).map_err(unreachable)?;
+    for out in &maintenance {
+        cluster.set_maintenance(out, true).map_err(unreachable)?;
+    }
+    Ok(cluster)
 }
 
 /// Waits until a member serves, or it is known that none will.

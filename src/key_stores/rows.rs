@@ -100,6 +100,9 @@ pub struct RegisteredCluster {
     pub name: String,
     /// Its tokens.
     pub members: Vec<RegisteredMember>,
+    /// The URIs of those that an operator took out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub maintenance: Vec<String>,
     /// How it keeps its keys.
     pub rules: KeyRules,
     /// The certificate, PEM, that CreateCustomKeyStore must show.

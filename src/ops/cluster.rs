@@ -2,6 +2,8 @@
 
 use secrecy::SecretString;
 
+use super::hsm::member_state;
+use super::membership::known_module;
 use super::prelude::*;
 use crate::hsm::{self as hsms, KeyRules, Modules, TokenUri};
 use crate::key_stores::rows::{self, RegisteredCluster, RegisteredMember};
@@ -49,6 +51,7 @@ impl Operation for CreateCluster {
         let value = RegisteredCluster {
             name: request.name.clone().unwrap_or_default(),
             members,
+            maintenance: Vec::new(),
             rules: KeyRules {
                 resident: true,
                 required_copies: required.unwrap_or(u16::try_from(usual).unwrap_or(1)),
@@ -65,7 +68,7 @@ impl Operation for CreateCluster {
         let account = request.account_id.as_deref().unwrap_or(call.account());
         let id = rows::row(Kind::Cluster, call.region(), account, &new_id()?);
         call.change(Draft::insert(id.clone(), &value)?);
-        Ok(hsm::CreateClusterResponse { cluster: Some(described(&id, &value)) })
+        Ok(hsm::CreateClusterResponse { cluster: Some(described(call, &id, &value)) })
     }
 }
 
@@ -112,7 +115,7 @@ impl Operation for InitializeCluster {
                 let value =
                     RegisteredCluster { identity: Some(identity), ceremony_ms: None, ..begun.value.clone() };
                 call.change(Draft::replace(&begun, &value)?);
-                Ok(hsm::InitializeClusterResponse { cluster: Some(described(&held.id, &value)) })
+                Ok(hsm::InitializeClusterResponse { cluster: Some(described(call, &held.id, &value)) })
             }
             Err(error) => {
                 begin(call, &begun, None).await?;
@@ -144,7 +147,7 @@ impl Operation for DescribeClusters {
             Some(id) => vec![by_id(call, id).await?],
             None => all(call).await?,
         };
-        let clusters = clusters.iter().map(|held| described(&held.id, &held.value)).collect();
+        let clusters = clusters.iter().map(|held| described(call, &held.id, &held.value)).collect();
         Ok(hsm::DescribeClustersResponse { clusters })
     }
 }
@@ -187,12 +190,24 @@ impl Operation for DeleteCluster {
         }
         let value = RegisteredCluster { deleted: true, ..held.value.clone() };
         call.change(Draft::replace(&held, &value)?);
-        Ok(hsm::DeleteClusterResponse { cluster: Some(described(&held.id, &value)) })
+        Ok(hsm::DeleteClusterResponse { cluster: Some(described(call, &held.id, &value)) })
     }
 }
 
 /// The tokens that a request names: none twice, and none of another cluster.
 async fn members(call: &Call, request: &hsm::CreateClusterRequest) -> Result<Vec<RegisteredMember>> {
+    let mut taken = taken(call).await?;
+    let mut members = Vec::with_capacity(request.members.len());
+    for member in &request.members {
+        let member = free(call, given(&member.module)?, given(&member.token)?, &taken)?;
+        members.push(member.clone());
+        taken.push(member);
+    }
+    Ok(members)
+}
+
+/// Every token that is a member of a cluster.
+pub(super) async fn taken(call: &Call) -> Result<Vec<RegisteredMember>> {
     let mut taken: Vec<RegisteredMember> = Vec::new();
     for cluster in call.app.key_stores.clusters() {
         let members = cluster.members().into_iter();
@@ -201,22 +216,24 @@ async fn members(call: &Call, request: &hsm::CreateClusterRequest) -> Result<Vec
     for held in all(call).await?.into_iter().filter(|held| !held.value.deleted) {
         taken.extend(held.value.members);
     }
-    let mut members = Vec::with_capacity(request.members.len());
-    for member in &request.members {
-        let (module, token) = (given(&member.module)?, given(&member.token)?);
-        if !call.app.key_stores.modules().contains(module) {
-            return Err(Error::validation(format!("[modules] of the configuration has no {module}.")));
-        }
-        let uri: TokenUri =
-            token.parse().map_err(|error: hsms::HsmError| Error::validation(error.to_string()))?;
-        let member = RegisteredMember { module: module.clone(), token: uri.to_string() };
-        if taken.contains(&member) {
-            return Err(Error::validation(format!("{uri} of {module} is a member of a cluster already.")));
-        }
-        members.push(member.clone());
-        taken.push(member);
+    Ok(taken)
+}
+
+/// A token that is a member of no cluster.
+pub(super) fn free(
+    call: &Call,
+    module: &str,
+    token: &str,
+    taken: &[RegisteredMember],
+) -> Result<RegisteredMember> {
+    let module = known_module(call, module)?;
+    let uri: TokenUri =
+        token.parse().map_err(|error: hsms::HsmError| Error::validation(error.to_string()))?;
+    let member = RegisteredMember { module, token: uri.to_string() };
+    if taken.contains(&member) {
+        return Err(Error::validation(format!("{uri} is a member already, of this cluster or another.")));
     }
-    Ok(members)
+    Ok(member)
 }
 
 /// Every cluster of the Region, of whatever account.
@@ -233,7 +250,7 @@ async fn all(call: &Call) -> Result<Vec<Held<RegisteredCluster>>> {
     }
 }
 
-async fn by_id(call: &Call, id: &str) -> Result<Held<RegisteredCluster>> {
+pub(super) async fn by_id(call: &Call, id: &str) -> Result<Held<RegisteredCluster>> {
     match call.app.store.find(Kind::Cluster, call.region(), id).await.map_err(from_store)? {
         Some(row) => call.app.registry.open(row, call.deadline).await,
         None => Err(Error::new(
@@ -330,10 +347,17 @@ fn state(cluster: &RegisteredCluster) -> hsm::ClusterState {
     }
 }
 
-fn described(id: &RowId, cluster: &RegisteredCluster) -> hsm::Cluster {
-    let member = |member: &RegisteredMember| hsm::ClusterMember {
-        module: Some(member.module.clone()),
-        token: Some(member.token.clone()),
+fn described(call: &Call, id: &RowId, cluster: &RegisteredCluster) -> hsm::Cluster {
+    let running = cluster.key_store.as_deref().and_then(|store| call.app.key_stores.connected(store));
+    let health = running.map(|running| running.watch().borrow().clone()).unwrap_or_default();
+    let member = |member: &RegisteredMember| {
+        let now = health.iter().find(|now| now.uri == member.token);
+        hsm::ClusterMemberStatus {
+            module: Some(member.module.clone()),
+            token: Some(member.token.clone()),
+            state: now.map(|now| member_state(now.state) as i32),
+            reason: now.and_then(|now| now.reason.clone()),
+        }
     };
     hsm::Cluster {
         cluster_id: Some(id.id.clone()),

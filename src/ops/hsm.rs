@@ -62,5 +62,6 @@ pub(super) fn member_state(state: MemberState) -> hsm::MemberState {
         MemberState::Lost => hsm::MemberState::Lost,
         MemberState::Refused => hsm::MemberState::Refused,
         MemberState::Maintenance => hsm::MemberState::Maintenance,
+        MemberState::Synchronizing => hsm::MemberState::Synchronizing,
     }
 }

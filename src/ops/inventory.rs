@@ -1,15 +1,15 @@
-//! The keys on a member of the installation's cluster against the store.
+//! The keys on a member of a cluster against the store.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
+use super::membership::Membership;
 use super::prelude::*;
-use crate::hsm::{BackingId, CopyState, Expected, Home, MemberState, TokenUri};
-use crate::key::{BackingKey, Key as KeyRow};
+use crate::hsm::{BackingId, Cluster, CopyState, Expected, Home, MemberState};
+use crate::key::BackingKey;
+use crate::key_stores::residents;
 use crate::proto::hsm;
-use crate::registry::from_store;
 use crate::store::{Kind, Row};
 
-const ROWS_PAGE: u32 = 500;
 /// Keys compared in one answer, where the request does not say.
 const LIMIT: i32 = 100;
 
@@ -31,19 +31,13 @@ impl Operation for CheckMember {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
-        management_only(call)?;
-        let token: TokenUri = given(&request.token)?
-            .parse()
-            .map_err(|error: crate::hsm::HsmError| Error::validation(error.to_string()))?;
-        let uri = token.to_string();
-        let cluster = call.app.key_stores.installation().clone();
-        if !cluster.members().iter().any(|member| member.uri == uri) {
-            return Err(Error::new(Exception::NotFound, format!("{uri} is no member of the cluster.")));
-        }
+        let membership = Membership::of(call, &request.cluster_id).await?;
+        let uri = membership.known(given(&request.token)?)?;
+        let cluster = membership.cluster()?.clone();
         let repair = request.repair.unwrap_or(false);
         // Before the keys, so that one that is made meanwhile is not taken for an orphan.
         let present = cluster.inventory_of(&uri, call.deadline).await.map_err(from_hsm)?;
-        let all = resident_rows(call).await?;
+        let all = residents::resident_rows(&call.app, membership.key_store()).await?;
         let marker = request.marker.as_deref().unwrap_or_default();
         let limit = usize::try_from(request.limit.unwrap_or(LIMIT)).unwrap_or_default();
         let rest = all.iter().filter(|(id, _)| id.as_str() > marker);
@@ -52,10 +46,10 @@ impl Operation for CheckMember {
         let mut findings = Vec::new();
         for (_, row) in &page {
             let held: Held<BackingKey> = call.app.registry.open((*row).clone(), call.deadline).await?;
-            findings.extend(compare(call, &uri, &held, repair).await?);
+            findings.extend(compare(call, &cluster, &uri, &held, repair).await?);
         }
         if !more {
-            findings.extend(orphans(call, &uri, present, &all, repair).await?);
+            findings.extend(orphans(call, &cluster, &uri, present, &all, repair).await?);
         }
         let before = all.keys().filter(|id| id.as_str() <= marker).count();
         Ok(hsm::CheckMemberResponse {
@@ -69,21 +63,18 @@ impl Operation for CheckMember {
 
 async fn compare(
     call: &Call,
+    cluster: &Cluster,
     uri: &str,
     held: &Held<BackingKey>,
     repair: bool,
 ) -> Result<Option<hsm::KeyFinding>> {
-    let cluster = call.app.key_stores.installation();
-    let makes_no_sense = || Error::internal(format!("row {} makes no sense", held.id));
-    let id: BackingId = held.id.id.parse().map_err(|_| makes_no_sense())?;
-    let key = held.value.key_ref(id).ok_or_else(makes_no_sense)?;
-    let public_key = held.value.public_key.as_ref().map(|key| key.0.to_vec());
-    let expected = Expected { key, public_key };
+    let expected = residents::expected(held)?;
+    let id = expected.key.id;
     let state = cluster.compare(uri, &expected, call.deadline).await.map_err(from_hsm)?;
     let kind = match state {
         CopyState::Good => return Ok(None),
         // One that no blob brings to others belongs on the member that made it.
-        CopyState::Missing if is_elsewhere(call, uri, &expected).await? => return Ok(None),
+        CopyState::Missing if is_elsewhere(call, cluster, uri, &expected).await? => return Ok(None),
         CopyState::Missing => hsm::FindingKind::Missing,
         CopyState::Differing => hsm::FindingKind::Differing,
     };
@@ -94,11 +85,10 @@ async fn compare(
     Ok(Some(finding(kind, id, Some(held.value.key_id.clone()), repaired)))
 }
 
-async fn is_elsewhere(call: &Call, uri: &str, expected: &Expected) -> Result<bool> {
+async fn is_elsewhere(call: &Call, cluster: &Cluster, uri: &str, expected: &Expected) -> Result<bool> {
     if !matches!(expected.key.home, Home::Resident { blob: None }) {
         return Ok(false);
     }
-    let cluster = call.app.key_stores.installation();
     for member in cluster.members() {
         if member.uri != uri
             && member.state == MemberState::Serving
@@ -114,6 +104,7 @@ async fn is_elsewhere(call: &Call, uri: &str, expected: &Expected) -> Result<boo
 /// Objects of ours that no row of the store names.
 async fn orphans(
     call: &Call,
+    cluster: &Cluster,
     uri: &str,
     present: Vec<BackingId>,
     expected: &BTreeMap<String, Row>,
@@ -122,7 +113,7 @@ async fn orphans(
     // Every kind of row that may name an object: what one names is no orphan.
     let mut known = Vec::new();
     for kind in [Kind::BackingKey, Kind::Intent, Kind::DigestKey, Kind::System] {
-        known.extend(rows(call, kind).await?);
+        known.extend(residents::all_rows(&call.app, kind).await?);
     }
     let mut findings = Vec::new();
     for id in present {
@@ -131,7 +122,6 @@ async fn orphans(
         if expected.contains_key(&name) || known.iter().any(is_known) {
             continue;
         }
-        let cluster = call.app.key_stores.installation();
         let repaired = match repair {
             true => Some(cluster.remove_orphan(uri, id, call.deadline).await),
             false => None,
@@ -153,35 +143,5 @@ fn finding(
         key_id,
         repaired: repaired.as_ref().map(std::result::Result::is_ok),
         reason: repaired.and_then(std::result::Result::err).map(|error| error.to_string()),
-    }
-}
-
-/// The rows of the resident keys of the default key store, by the names of
-/// their objects. Whether they are genuine is seen when one is opened.
-async fn resident_rows(call: &Call) -> Result<BTreeMap<String, Row>> {
-    let elsewhere: HashSet<String> = rows(call, Kind::Key)
-        .await?
-        .into_iter()
-        .filter(|row| {
-            let key: Option<KeyRow> = serde_json::from_str(&row.body).ok();
-            key.is_none_or(|key| key.custom_key_store_id.is_some())
-        })
-        .map(|row| row.id.id)
-        .collect();
-    let resident = |row: &Row| {
-        let backing: Option<BackingKey> = serde_json::from_str(&row.body).ok();
-        backing.is_some_and(|backing| backing.home.is_resident() && !elsewhere.contains(&backing.key_id))
-    };
-    let all = rows(call, Kind::BackingKey).await?;
-    Ok(all.into_iter().filter(resident).map(|row| (row.id.id.clone(), row)).collect())
-}
-
-async fn rows(call: &Call, kind: Kind) -> Result<Vec<Row>> {
-    let (mut all, mut after): (Vec<Row>, _) = (Vec::new(), None);
-    loop {
-        let page = call.app.store.all_rows(kind, after.as_ref(), ROWS_PAGE).await.map_err(from_store)?;
-        let Some(last) = page.last() else { return Ok(all) };
-        after = Some(last.id.clone());
-        all.extend(page);
     }
 }

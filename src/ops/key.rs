@@ -452,7 +452,8 @@ async fn room(call: &Call) -> Result<()> {
 async fn in_key_store(call: &mut Call, id: &str, spec: kms::KeySpec) -> Result<Arc<Cluster>> {
     let cluster = call.connected_cluster(id).await?;
     let (rules, members) = (cluster.rules(), cluster.members());
-    let serving = members.iter().filter(|member| member.state == MemberState::Serving).count();
+    let is_active = |state| matches!(state, MemberState::Serving | MemberState::Synchronizing);
+    let serving = members.iter().filter(|member| is_active(member.state)).count();
     if serving < usize::from(rules.required_copies) && serving > 0 {
         return Err(Error::new(
             Exception::CloudHsmClusterInvalidConfiguration,

@@ -1,18 +1,15 @@
-//! The members of the installation's cluster, as operators change them while it
-//! runs.
+//! The members of clusters, as operators change them while they are in use.
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::hsm::{describe_member, mechanism, member_state};
+use super::hsm::{mechanism, member_state};
+use super::membership::{Membership, known_module};
 use super::prelude::*;
-use crate::hsm::{self as hsms, Cluster, HsmError, MemberSettings, MemberState, TokenUri};
-use crate::identity::{self, Installation};
+use crate::hsm::{self as hsms, HsmError};
 use crate::proto::hsm;
 
-/// Longest that a new member is waited for.
-const ATTACH_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest that an operation which waits for a new member may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Lists modules and tokens.
 pub struct ListTokens;
@@ -71,7 +68,7 @@ impl Operation for AddMember {
     const NAME: &'static str = "AddMember";
     const ACTION: &'static str = "hsm:AddMember";
     const READ_ONLY: bool = false;
-    const TIMEOUT: Option<Duration> = Some(Duration::from_secs(30));
+    const TIMEOUT: Option<Duration> = Some(TIMEOUT);
     type Request = hsm::AddMemberRequest;
     type Response = hsm::AddMemberResponse;
     type On = Account;
@@ -81,14 +78,11 @@ impl Operation for AddMember {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
-        management_only(call)?;
-        let held = identity::held(&call.app.registry, call.deadline).await?;
-        let settings = settings(call, &request.token, &request.module, &request.pin)?;
-        let status = attach(call, &settings).await?;
-        let mut value = held.value.clone();
-        value.members.push(settings);
-        call.change(Draft::replace(&held, &value)?);
-        Ok(hsm::AddMemberResponse { member: Some(describe_member(status)) })
+        let membership = Membership::of(call, &request.cluster_id).await?;
+        let new = membership.new_member(call, &request.token, &request.module, &request.pin).await?;
+        let member = membership.attach(call, &new).await?;
+        membership.change(call, None, Some(new))?;
+        Ok(hsm::AddMemberResponse { member: Some(member) })
     }
 }
 
@@ -109,11 +103,10 @@ impl Operation for RemoveMember {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
-        management_only(call)?;
-        let held = identity::held(&call.app.registry, call.deadline).await?;
-        let uri = known_member(&held.value, given(&request.token)?)?;
-        others_serve(call, &uri)?;
-        change_without(call, &held, &uri, None)?;
+        let membership = Membership::of(call, &request.cluster_id).await?;
+        let uri = membership.known(given(&request.token)?)?;
+        membership.others_serve(&uri)?;
+        membership.change(call, Some(uri), None)?;
         Ok(hsm::RemoveMemberResponse {})
     }
 }
@@ -126,7 +119,7 @@ impl Operation for ReplaceMember {
     const NAME: &'static str = "ReplaceMember";
     const ACTION: &'static str = "hsm:ReplaceMember";
     const READ_ONLY: bool = false;
-    const TIMEOUT: Option<Duration> = Some(Duration::from_secs(30));
+    const TIMEOUT: Option<Duration> = Some(TIMEOUT);
     type Request = hsm::ReplaceMemberRequest;
     type Response = hsm::ReplaceMemberResponse;
     type On = Account;
@@ -136,13 +129,12 @@ impl Operation for ReplaceMember {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
-        management_only(call)?;
-        let held = identity::held(&call.app.registry, call.deadline).await?;
-        let uri = known_member(&held.value, given(&request.replaced_token)?)?;
-        let settings = settings(call, &request.token, &request.module, &request.pin)?;
-        let status = attach(call, &settings).await?;
-        change_without(call, &held, &uri, Some(settings))?;
-        Ok(hsm::ReplaceMemberResponse { member: Some(describe_member(status)) })
+        let membership = Membership::of(call, &request.cluster_id).await?;
+        let uri = membership.known(given(&request.replaced_token)?)?;
+        let new = membership.new_member(call, &request.token, &request.module, &request.pin).await?;
+        let member = membership.attach(call, &new).await?;
+        membership.change(call, Some(uri), Some(new))?;
+        Ok(hsm::ReplaceMemberResponse { member: Some(member) })
     }
 }
 
@@ -163,11 +155,10 @@ impl Operation for BeginMaintenance {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
-        management_only(call)?;
-        let held = identity::held(&call.app.registry, call.deadline).await?;
-        let uri = known_member(&held.value, given(&request.token)?)?;
-        others_serve(call, &uri)?;
-        maintain(call, &held, uri, true)?;
+        let membership = Membership::of(call, &request.cluster_id).await?;
+        let uri = membership.known(given(&request.token)?)?;
+        membership.others_serve(&uri)?;
+        membership.maintain(call, uri, true)?;
         Ok(hsm::BeginMaintenanceResponse {})
     }
 }
@@ -189,129 +180,11 @@ impl Operation for EndMaintenance {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
-        management_only(call)?;
-        let held = identity::held(&call.app.registry, call.deadline).await?;
-        let uri = known_member(&held.value, given(&request.token)?)?;
-        maintain(call, &held, uri, false)?;
+        let membership = Membership::of(call, &request.cluster_id).await?;
+        let uri = membership.known(given(&request.token)?)?;
+        membership.maintain(call, uri, false)?;
         Ok(hsm::EndMaintenanceResponse {})
     }
-}
-
-fn known_module(call: &Call, name: &str) -> Result<String> {
-    if call.app.key_stores.modules().contains(name) {
-        return Ok(name.to_owned());
-    }
-    Err(Error::validation(format!("[modules] of the configuration has no {name}.")))
-}
-
-fn settings(
-    call: &Call,
-    token: &Option<String>,
-    module: &Option<String>,
-    pin: &Option<String>,
-) -> Result<MemberSettings> {
-    let token: TokenUri =
-        given(token)?.parse().map_err(|error: HsmError| Error::validation(error.to_string()))?;
-    let module = known_module(call, given(module)?)?;
-    Ok(MemberSettings { module, token: token.to_string(), pin: given(pin)?.clone() })
-}
-
-/// The URI of a member as the cluster writes it.
-fn known_member(installation: &Installation, given: &str) -> Result<String> {
-    let token: TokenUri = given.parse().map_err(|error: HsmError| Error::validation(error.to_string()))?;
-    let same = |member: &&MemberSettings| member.token.parse().as_ref() == Ok(&token);
-    match installation.members.iter().find(same) {
-        Some(_) => Ok(token.to_string()),
-        None => Err(Error::new(Exception::NotFound, format!("{token} is no member of the cluster."))),
-    }
-}
-
-/// Refuses what would leave nobody at work.
-fn others_serve(call: &Call, uri: &str) -> Result<()> {
-    let health = call.app.key_stores.installation().watch().borrow().clone();
-    if health.iter().any(|member| member.uri != uri && member.state == MemberState::Serving) {
-        return Ok(());
-    }
-    Err(Error::new(
-        Exception::KmsInvalidState,
-        format!("{uri} cannot go: no other member of the cluster serves."),
-    ))
-}
-
-/// Starts a member and waits until it serves; one that does not is let go again.
-async fn attach(call: &Call, settings: &MemberSettings) -> Result<hsms::MemberStatus> {
-    let pin = call.app.key_stores.pin(&settings.pin).await?;
-    let cluster = call.app.key_stores.installation().clone();
-    cluster.add_member(settings, pin).map_err(|error| Error::validation(error.to_string()))?;
-    let until = call.deadline.min(Instant::now() + ATTACH_TIMEOUT);
-    let status = settled(&cluster, &settings.token, until).await;
-    match status {
-        Some(status) if status.state == MemberState::Serving => Ok(status),
-        other => {
-            let reason =
-                other.and_then(|status| status.reason).unwrap_or_else(|| "it does not answer".to_owned());
-            cluster.remove_member(&settings.token).await.map_err(from_hsm)?;
-            Err(Error::new(
-                Exception::KmsInvalidState,
-                format!(
-                    "{} cannot be a member: {reason}. A token without the cluster's wrapping key gets it by \
-                     `strongroom hsm bring`.",
-                    settings.token
-                ),
-            ))
-        }
-    }
-}
-
-async fn settled(cluster: &Cluster, uri: &str, until: Instant) -> Option<hsms::MemberStatus> {
-    let mut health = cluster.watch();
-    let decided = |members: &Vec<hsms::MemberHealth>| {
-        members.iter().any(|member| member.uri == uri && member.state != MemberState::Attaching)
-    };
-    let waited = tokio::time::timeout_at(until, health.wait_for(decided)).await.is_ok();
-    tracing::debug!(member = uri, waited, "a new member was waited for");
-    cluster.members().into_iter().find(|member| member.uri == uri)
-}
-
-/// Takes a member out of the row, and another in; once that is durable it goes.
-fn change_without(
-    call: &mut Call,
-    held: &Held<Installation>,
-    uri: &str,
-    instead: Option<MemberSettings>,
-) -> Result<()> {
-    let mut value = held.value.clone();
-    value
-        .members
-        .retain(|member| member.token.parse::<TokenUri>().map_or(true, |token| token.to_string() != uri));
-    value.maintenance.retain(|out| out != uri);
-    value.members.extend(instead);
-    call.change(Draft::replace(held, &value)?);
-    let uri = uri.to_owned();
-    call.afterwards(move |app| {
-        let cluster = app.key_stores.installation().clone();
-        tokio::spawn(async move {
-            if let Err(error) = cluster.remove_member(&uri).await {
-                tracing::warn!(member = uri, "it was gone already: {error}");
-            }
-        });
-    });
-    Ok(())
-}
-
-fn maintain(call: &mut Call, held: &Held<Installation>, uri: String, out: bool) -> Result<()> {
-    let mut value = held.value.clone();
-    value.maintenance.retain(|other| *other != uri);
-    if out {
-        value.maintenance.push(uri.clone());
-    }
-    call.change(Draft::replace(held, &value)?);
-    call.afterwards(move |app| {
-        if let Err(error) = app.key_stores.installation().set_maintenance(&uri, out) {
-            tracing::warn!(member = uri, "{error}");
-        }
-    });
-    Ok(())
 }
 
 fn describe_token(module: &str, token: hsms::TokenListing, members: &[hsms::MemberStatus]) -> hsm::Token {

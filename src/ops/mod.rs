@@ -22,6 +22,7 @@ mod key_store;
 mod mac;
 mod material;
 mod member;
+mod membership;
 mod organization;
 mod policy;
 mod random;

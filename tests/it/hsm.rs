@@ -136,7 +136,7 @@ impl Token {
 }
 
 /// The example `pkcs11_shim`, which cargo builds for the tests.
-fn shim() -> PathBuf {
+pub fn shim() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let shim = tests.parent().unwrap().parent().unwrap().join("examples/libpkcs11_shim.so");
     assert!(shim.is_file(), "{} is not there: cargo build --example pkcs11_shim", shim.display());

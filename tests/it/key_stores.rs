@@ -1,7 +1,9 @@
 //! Custom key stores: their states, what each exception and each connection
 //! error is caused by, their keys as their owner sees them, and kill -9.
 
-mod house;
+mod faults;
+pub mod house;
+mod members;
 
 use std::fs;
 use std::process::Command;

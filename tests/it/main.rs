@@ -10,11 +10,14 @@
 )]
 
 mod cancel;
+mod churn;
 mod cli;
 mod cluster;
 mod config;
 mod deletion;
+mod dev_members;
 mod disk;
+mod exhibition;
 mod history;
 mod hsm;
 mod import;

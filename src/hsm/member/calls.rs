@@ -137,10 +137,7 @@ impl Member {
 
     /// Forgets a key and waits until nobody uses it any more.
     pub(crate) async fn forget(&self, key: &KeyRef, deadline: tokio::time::Instant) -> Result<(), HsmError> {
-        let attachment = match &*self.state.borrow() {
-            State::Serving(attachment) => attachment.clone(),
-            _ => return Ok(()),
-        };
+        let Some(attachment) = self.state.borrow().attachment().cloned() else { return Ok(()) };
         let Some(entry) = attachment.cache.remove(key.id) else { return Ok(()) };
         while Arc::strong_count(&entry) > 1 {
             if tokio::time::Instant::now() >= deadline {
@@ -323,7 +320,7 @@ impl Member {
     async fn attachment(&self, deadline: tokio::time::Instant) -> Result<Arc<Attachment>, HsmError> {
         let present = |state: &State| match state {
             State::Attaching => None,
-            State::Serving(attachment) => Some(Ok(attachment.clone())),
+            State::Synchronizing(attachment) | State::Serving(attachment) => Some(Ok(attachment.clone())),
             State::Lost(reason) | State::Refused(reason) => {
                 Some(Err(HsmError::Unavailable(format!("{}: {reason}", self.uri))))
             }

@@ -14,7 +14,7 @@ use crate::hsm::attachment::{Attach, Attachment, NotAttached};
 use crate::hsm::ckr::Failure;
 use crate::hsm::crew::Crew;
 use crate::hsm::module::Life;
-use crate::hsm::{HsmError, MemberState};
+use crate::hsm::{HsmError, MemberHealth, MemberState};
 
 /// How much longer a module is left alone between two lives while other members
 /// serve through it.
@@ -35,7 +35,10 @@ impl Member {
     pub(crate) async fn supervise(self: Arc<Self>, stop: CancellationToken) {
         let interval = Duration::from_millis(self.settings.probe_interval_ms.max(1));
         while !stop.is_cancelled() {
-            self.round().await;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.round() => {}
+            }
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = self.kick.notified() => {}
@@ -76,21 +79,18 @@ impl Member {
     /// publishes it: the old one, whose drop calls the HSM.
     fn change(&self, of: Option<u64>, new: State) -> Option<State> {
         let mut old = None;
-        let is_serving = matches!(new, State::Serving(_));
+        let is_attached = new.attachment().is_some();
         let (health, reason) = new.health();
         self.state.send_if_modified(|state| {
-            let epoch = match state {
-                State::Serving(attachment) => Some(attachment.epoch),
-                _ => None,
-            };
+            let epoch = state.attachment().map(|attachment| attachment.epoch);
             if of.is_some() && of != epoch {
                 return false;
             }
-            let was_serving = epoch.is_some();
-            if is_serving && !was_serving {
-                self.module.serving.fetch_add(1, Ordering::AcqRel);
-            } else if was_serving && !is_serving {
-                self.module.serving.fetch_sub(1, Ordering::AcqRel);
+            let was_attached = epoch.is_some();
+            if is_attached && !was_attached {
+                self.module.attached.fetch_add(1, Ordering::AcqRel);
+            } else if was_attached && !is_attached {
+                self.module.attached.fetch_sub(1, Ordering::AcqRel);
             }
             old = Some(std::mem::replace(state, new));
             self.meters.state(health);
@@ -127,12 +127,11 @@ impl Member {
             }
             return;
         }
-        let serving = match &*self.state.borrow() {
-            State::Serving(attachment) => Some(attachment.clone()),
-            State::Refused(_) if self.pin_refused.load(Ordering::Acquire) => return,
-            _ => None,
-        };
-        match serving {
+        if self.state() == MemberState::Refused && self.pin_refused.load(Ordering::Acquire) {
+            return;
+        }
+        let attached = self.state.borrow().attachment().cloned();
+        match attached {
             Some(attachment) => self.probe(attachment).await,
             None => self.attach().await,
         }
@@ -183,16 +182,37 @@ impl Member {
         let result = result.unwrap_or_else(|error| Err(NotAttached::Away(error.to_string())));
         *self.cause.lock() = result.as_ref().err().map(NotAttached::cause);
         let new = match result {
-            Ok(attachment) => {
-                tracing::info!(member = self.uri, epoch = attachment.epoch, "member serves");
-                State::Serving(attachment)
-            }
+            Ok(attachment) => return self.enter(attachment).await,
             Err(NotAttached::Absent(reason) | NotAttached::Away(reason)) => State::Lost(reason),
             Err(NotAttached::Foreign(reason) | NotAttached::Pin(_, reason)) => State::Refused(reason),
         };
         let old = self.change(None, new);
         self.log_change(old.as_ref());
         self.let_go(old);
+    }
+
+    /// Goes to work; while others do it, only with all the keys that it must have.
+    async fn enter(self: &Arc<Self>, attachment: Arc<Attachment>) {
+        if let Some(residents) = &self.residents
+            && self.others_serve()
+        {
+            let old = self.change(None, State::Synchronizing(attachment.clone()));
+            self.let_go(old);
+            self.synchronize(&**residents).await;
+            // It may have been lost on the way.
+            if self.change(Some(attachment.epoch), State::Serving(attachment.clone())).is_none() {
+                return;
+            }
+        } else {
+            let old = self.change(None, State::Serving(attachment.clone()));
+            self.let_go(old);
+        }
+        tracing::info!(member = self.uri, epoch = attachment.epoch, "member serves");
+    }
+
+    fn others_serve(&self) -> bool {
+        let serves = |member: &MemberHealth| member.uri != self.uri && member.state == MemberState::Serving;
+        self.news.borrow().iter().any(serves)
     }
 
     fn log_change(&self, old: Option<&State>) {
@@ -217,7 +237,7 @@ impl Member {
                 Ok(attachment) => return Ok(attachment),
             },
         };
-        let others = self.module.serving.load(Ordering::Acquire) > 0;
+        let others = self.module.attached.load(Ordering::Acquire) > 0;
         let patience = if others { PATIENCE_WITH_OTHERS } else { 1 };
         let Ok(life) = self.module.renew(&life, patience) else { return Err(first) };
         self.hung.store(0, Ordering::Release);
@@ -262,11 +282,8 @@ impl Member {
         }
         let hung = self.hung.fetch_add(keeper + others, Ordering::AcqRel) + keeper + others;
         tracing::warn!(member = self.uri, hung, "calls hang in the HSM; their threads are given up");
-        let serving = match &*self.state.borrow() {
-            State::Serving(attachment) => Some(attachment.clone()),
-            _ => None,
-        };
-        if let Some(attachment) = serving {
+        let attached = self.state.borrow().attachment().cloned();
+        if let Some(attachment) = attached {
             if hung > self.settings.hung_calls_max.into() {
                 drop(self.lose(&attachment, format!("{hung} calls hang in it")));
             } else if keeper > 0 {
@@ -275,7 +292,8 @@ impl Member {
         }
     }
 
-    fn call_deadline(&self) -> tokio::time::Instant {
+    /// When a call that begins now is given up.
+    pub(in crate::hsm) fn call_deadline(&self) -> tokio::time::Instant {
         tokio::time::Instant::now() + Duration::from_millis(self.settings.call_timeout_ms)
     }
 }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use strongroom::hsm::softhsm;
-use strongroom::proto::hsm::{ClusterMember, CreateClusterRequest, InitializeClusterRequest};
+use strongroom::proto::hsm::{
+    ClusterMember, CreateClusterRequest, DescribeClustersRequest, InitializeClusterRequest, MemberState,
+};
 use strongroom::proto::kms::{
     ConnectCustomKeyStoreRequest, ConnectionStateType as State, CreateCustomKeyStoreRequest,
     CreateKeyRequest, CustomKeyStoresListEntry, DescribeCustomKeyStoresRequest,
@@ -26,6 +28,8 @@ pub struct Hsm {
     pub folder: PathBuf,
     pub label: String,
     pub serial: String,
+    /// Whether it is behind the shim that fails as it is told.
+    pub shimmed: bool,
 }
 
 impl Hsm {
@@ -50,7 +54,25 @@ impl Hsm {
 
     fn with(name: &'static str, folder: PathBuf, label: String, serial: String) -> Hsm {
         softhsm::write_configuration(&folder.join("softhsm2.conf"), &folder.join("tokens")).unwrap();
-        Hsm { name, folder, label, serial }
+        Hsm { name, folder, label, serial, shimmed: false }
+    }
+
+    /// The same behind the shim, which [`Hsm::set_rules`] tells how to fail.
+    pub fn behind_shim(self) -> Hsm {
+        self.set_rules("");
+        Hsm { shimmed: true, ..self }
+    }
+
+    /// Gives the shim other rules, at once.
+    pub fn set_rules(&self, text: &str) {
+        fs::write(self.folder.join("rules.new"), text).unwrap();
+        fs::rename(self.folder.join("rules.new"), self.folder.join("rules")).unwrap();
+    }
+
+    /// How often a function was called that a rule logs.
+    pub fn logged(&self, function: &str) -> usize {
+        let log = fs::read_to_string(self.folder.join("rules.log")).unwrap_or_default();
+        log.lines().filter(|line| *line == function).count()
     }
 
     pub fn uri(&self) -> String {
@@ -61,6 +83,18 @@ impl Hsm {
     pub fn unplug(&self) {
         fs::rename(self.folder.join("tokens"), self.folder.join("away")).unwrap();
         fs::create_dir(self.folder.join("tokens")).unwrap();
+    }
+
+    /// Removes every object: the same token, by label, serial and PINs, without
+    /// its keys.
+    pub fn wipe(&self) {
+        let token = fs::read_dir(self.folder.join("tokens")).unwrap().next().unwrap().unwrap().path();
+        for entry in fs::read_dir(token).unwrap() {
+            let path = entry.unwrap().path();
+            if !path.file_name().unwrap().to_string_lossy().starts_with("token.") {
+                fs::remove_file(path).unwrap();
+            }
+        }
     }
 
     pub fn plug_in(&self) {
@@ -107,10 +141,20 @@ impl Hsm {
             path
         };
         let (so_pin, pin) = (pin("so-pin", SO_PIN), pin("pin", PIN));
+        let real = softhsm::library().expect(softhsm::INSTALL_HINT);
+        let (library, shim) = match self.shimmed {
+            true => (
+                crate::hsm::shim(),
+                format!(
+                    "PKCS11_SHIM_MODULE = {real:?}\nPKCS11_SHIM_RULES = {:?}\n",
+                    self.folder.join("rules")
+                ),
+            ),
+            false => (real, String::new()),
+        };
+        let name = self.name;
         format!(
-            "\n[modules.{name}]\nlibrary = {library:?}\n[modules.{name}.environment]\nSOFTHSM2_CONF = {conf:?}\n[pins.{name}]\nfile = {pin:?}\n[pins.{name}-so]\nfile = {so_pin:?}\n",
-            name = self.name,
-            library = softhsm::library().expect(softhsm::INSTALL_HINT),
+            "\n[modules.{name}]\nlibrary = {library:?}\n[modules.{name}.environment]\nSOFTHSM2_CONF = {conf:?}\n{shim}[pins.{name}]\nfile = {pin:?}\n[pins.{name}-so]\nfile = {so_pin:?}\n"
         )
     }
 }
@@ -214,6 +258,27 @@ impl Owner<'_> {
         store
     }
 
+    /// A cluster of several HSMs, and a key store of it that is connected.
+    pub async fn store_of(&self, name: &str, hsms: &[&Hsm]) -> (String, String) {
+        let cluster = self.register(registration(self.instance, hsms)).await;
+        let initialize = InitializeClusterRequest {
+            cluster_id: Some(cluster.clone()),
+            pin: Some(hsms[0].name.to_owned()),
+            security_officer_pin: Some(format!("{}-so", hsms[0].name)),
+        };
+        self.client.call(initialize).await.unwrap();
+        let store = self.create_store(name, &cluster).await;
+        self.connect(&store).await;
+        (store, cluster)
+    }
+
+    /// The states of a cluster's members.
+    pub async fn states(&self, cluster: &str) -> Vec<MemberState> {
+        let request = DescribeClustersRequest { cluster_id: Some(cluster.to_owned()) };
+        let described = self.client.call(request).await.unwrap().clusters.remove(0);
+        described.members.iter().map(|member| member.state()).collect()
+    }
+
     pub async fn begin_to_connect(&self, store: &str) -> Result<(), Refusal> {
         let request = ConnectCustomKeyStoreRequest { custom_key_store_id: Some(store.to_owned()) };
         self.client.call(request).await.map(|_| ())
@@ -270,4 +335,31 @@ pub fn key_in(store: &str, spec: KeySpec) -> CreateKeyRequest {
         origin: Some(OriginType::AwsCloudhsm as i32),
         ..create(spec)
     }
+}
+
+/// `strongroom hsm bring` from one to another.
+pub fn bring(instance: &Instance, from: &Hsm, to: &Hsm) {
+    let config = instance.path("strongroom.toml");
+    let so_pin = from.folder.join("so-pin");
+    let brought = instance.cli(&[
+        "hsm",
+        "bring",
+        "--config",
+        config.to_str().unwrap(),
+        "--from",
+        &from.uri(),
+        "--from-module",
+        from.name,
+        "--from-pin",
+        from.name,
+        "--to",
+        &to.uri(),
+        "--to-module",
+        to.name,
+        "--to-pin",
+        to.name,
+        "--so-pin-file",
+        so_pin.to_str().unwrap(),
+    ]);
+    assert!(brought.status.success(), "{brought:?}");
 }

@@ -73,6 +73,7 @@ pub struct Instance {
     folder: TempDir,
     dir: PathBuf,
     environment: Vec<(String, String)>,
+    arguments: Vec<String>,
     starts: AtomicUsize,
 }
 
@@ -86,7 +87,7 @@ impl Instance {
     pub fn in_folder(dir: impl FnOnce(&Path) -> PathBuf) -> Instance {
         let folder = tempfile::tempdir().unwrap();
         let dir = dir(folder.path());
-        Instance { folder, dir, environment: Vec::new(), starts: AtomicUsize::new(0) }
+        Instance { folder, dir, environment: Vec::new(), arguments: Vec::new(), starts: AtomicUsize::new(0) }
     }
 
     /// DIR.
@@ -108,6 +109,11 @@ impl Instance {
     pub fn set(&mut self, name: &str, value: impl Into<String>) {
         self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.to_owned(), value.into()));
+    }
+
+    /// An argument of `strongroom dev` from now on.
+    pub fn argue(&mut self, argument: &str) {
+        self.arguments.push(argument.to_owned());
     }
 
     /// Takes it back.
@@ -136,6 +142,7 @@ impl Instance {
             "--aws",
             "127.0.0.1:0",
         ]);
+        command.args(&self.arguments);
         command.stdout(File::create(&stdout).unwrap()).stderr(File::create(&stderr).unwrap());
         let child = command.spawn().unwrap();
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -1,0 +1,313 @@
+//! The members of one cluster: in its row, and in the cluster itself while it is
+//! in use. What changes the one changes the other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::time::Instant;
+
+use super::cluster;
+use super::hsm::describe_member;
+use super::prelude::*;
+use crate::hsm::{self as hsms, Cluster, HsmError, MemberSettings, MemberState, TokenUri};
+use crate::identity::{self, Installation};
+use crate::key_stores::password;
+use crate::key_stores::rows::{RegisteredCluster, RegisteredMember};
+use crate::proto::hsm;
+
+/// Longest that a new member is waited for.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The members of the installation's cluster, or of one that operators
+/// registered.
+pub(super) struct Membership {
+    row: MemberRow,
+    /// While it is in use.
+    running: Option<Arc<Cluster>>,
+}
+
+enum MemberRow {
+    Installation(Held<Installation>),
+    Registered(Held<RegisteredCluster>),
+}
+
+/// What a row says of members.
+struct Roster {
+    members: Vec<MemberSettings>,
+    maintenance: Vec<String>,
+}
+
+impl Membership {
+    /// That of the cluster with this id, or of the installation's.
+    ///
+    /// # Errors
+    /// AccessDeniedException to all but the management account,
+    /// CloudHsmClusterNotFoundException.
+    pub(super) async fn of(call: &Call, cluster_id: &Option<String>) -> Result<Membership> {
+        management_only(call)?;
+        let key_stores = &call.app.key_stores;
+        let Some(id) = cluster_id else {
+            let held = identity::held(&call.app.registry, call.deadline).await?;
+            let running = Some(key_stores.installation().clone());
+            return Ok(Membership { row: MemberRow::Installation(held), running });
+        };
+        let held = cluster::by_id(call, id).await?;
+        if held.value.deleted {
+            return Err(Error::new(Exception::CloudHsmClusterNotFound, format!("Cluster {id} was deleted.")));
+        }
+        let running = held.value.key_store.as_deref().and_then(|store| key_stores.connected(store));
+        Ok(Membership { row: MemberRow::Registered(held), running })
+    }
+
+    /// The cluster, which has to be in use.
+    ///
+    /// # Errors
+    /// KMSInvalidStateException.
+    pub(super) fn cluster(&self) -> Result<&Arc<Cluster>> {
+        self.running.as_ref().ok_or_else(|| {
+            Error::new(
+                Exception::KmsInvalidState,
+                format!("{} is not in use: connect its key store first.", self.name()),
+            )
+        })
+    }
+
+    /// The custom key store that has the cluster; none for the installation's.
+    pub(super) fn key_store(&self) -> Option<&str> {
+        match &self.row {
+            MemberRow::Installation(_) => None,
+            MemberRow::Registered(held) => held.value.key_store.as_deref(),
+        }
+    }
+
+    /// The URI of a member as the row writes it.
+    ///
+    /// # Errors
+    /// ValidationException for what is no URI, NotFoundException.
+    pub(super) fn known(&self, given: &str) -> Result<String> {
+        let token = parse(given)?;
+        match self.roster().members.iter().any(|member| member.token.parse().as_ref() == Ok(&token)) {
+            true => Ok(token.to_string()),
+            false => {
+                Err(Error::new(Exception::NotFound, format!("{token} is no member of {}.", self.name())))
+            }
+        }
+    }
+
+    /// A token that is to be a member.
+    ///
+    /// # Errors
+    /// ValidationException: the configuration does not know what is named, or it
+    /// is a member already, of this cluster or another.
+    pub(super) async fn new_member(
+        &self,
+        call: &Call,
+        token: &Option<String>,
+        module: &Option<String>,
+        pin: &Option<String>,
+    ) -> Result<MemberSettings> {
+        let pin = match (&self.row, pin) {
+            (MemberRow::Installation(_), Some(pin)) => pin.clone(),
+            (MemberRow::Installation(_), None) => {
+                return Err(Error::validation("Pin is required for a member of the installation's cluster."));
+            }
+            (MemberRow::Registered(_), None) => String::new(),
+            (MemberRow::Registered(_), Some(_)) => {
+                return Err(Error::validation("Pin is not for a cluster whose key store has the password."));
+            }
+        };
+        // The running cluster may have it from an attempt of which the row does
+        // not know: that is no other member.
+        let running = self.running.as_ref().map(|cluster| cluster.members()).unwrap_or_default();
+        let mut taken = cluster::taken(call).await?;
+        taken.retain(|other| {
+            !running.iter().any(|member| member.uri == other.token && member.module == other.module)
+        });
+        for MemberSettings { module, token, .. } in self.roster().members {
+            taken.push(RegisteredMember { module, token: parse(&token)?.to_string() });
+        }
+        let RegisteredMember { module, token } = cluster::free(call, given(module)?, given(token)?, &taken)?;
+        Ok(MemberSettings { module, token, pin })
+    }
+
+    /// Starts a member where the cluster is in use, and waits until it serves;
+    /// one that does not is let go again.
+    ///
+    /// # Errors
+    /// KMSInvalidStateException: it cannot be a member.
+    pub(super) async fn attach(&self, call: &Call, new: &MemberSettings) -> Result<hsm::Member> {
+        let Some(cluster) = &self.running else {
+            let (uri, module) = (Some(new.token.clone()), Some(new.module.clone()));
+            return Ok(hsm::Member { uri, module, ..Default::default() });
+        };
+        if !cluster.members().iter().any(|member| member.uri == new.token) {
+            let pin = self.pin(call, new).await?;
+            cluster.add_member(new, pin).map_err(|error| Error::validation(error.to_string()))?;
+        }
+        let until = call.deadline.min(Instant::now() + ATTACH_TIMEOUT);
+        match settled(cluster, &new.token, until).await {
+            Some(status) if status.state == MemberState::Serving => Ok(describe_member(status)),
+            other => {
+                let reason =
+                    other.and_then(|status| status.reason).unwrap_or_else(|| "it does not answer".to_owned());
+                cluster.remove_member(&new.token).await.map_err(from_hsm)?;
+                Err(Error::new(
+                    Exception::KmsInvalidState,
+                    format!(
+                        "{} cannot be a member: {reason}. A token without the cluster's wrapping key gets it by \
+                         `strongroom hsm bring`.",
+                        new.token
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// Refuses what would leave nobody at work.
+    ///
+    /// # Errors
+    /// KMSInvalidStateException.
+    pub(super) fn others_serve(&self, uri: &str) -> Result<()> {
+        let others = match &self.running {
+            Some(cluster) => {
+                let serves =
+                    |member: &hsms::MemberHealth| member.uri != uri && member.state == MemberState::Serving;
+                cluster.watch().borrow().iter().any(serves)
+            }
+            None => self.roster().members.len() > 1,
+        };
+        match others {
+            true => Ok(()),
+            false => Err(Error::new(
+                Exception::KmsInvalidState,
+                format!("{uri} cannot go: no other member of {} serves.", self.name()),
+            )),
+        }
+    }
+
+    /// Takes a member out of the row, and another in; once that is durable it
+    /// goes.
+    ///
+    /// # Errors
+    /// Where the row cannot be written.
+    pub(super) fn change(
+        &self,
+        call: &mut Call,
+        gone: Option<String>,
+        new: Option<MemberSettings>,
+    ) -> Result<()> {
+        let mut roster = self.roster();
+        if let Some(gone) = &gone {
+            let is_gone = |token: &str| token.parse::<TokenUri>().is_ok_and(|uri| uri.to_string() == *gone);
+            roster.members.retain(|member| !is_gone(&member.token));
+            roster.maintenance.retain(|out| out != gone);
+        }
+        roster.members.extend(new);
+        call.change(self.draft(roster)?);
+        if let (Some(uri), Some(cluster)) = (gone, self.running.clone()) {
+            call.afterwards(move |_| {
+                tokio::spawn(async move {
+                    if let Err(error) = cluster.remove_member(&uri).await {
+                        tracing::warn!(member = uri, "it was gone already: {error}");
+                    }
+                });
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes a member out for maintenance, or brings it back.
+    ///
+    /// # Errors
+    /// Where the row cannot be written.
+    pub(super) fn maintain(&self, call: &mut Call, uri: String, out: bool) -> Result<()> {
+        let mut roster = self.roster();
+        roster.maintenance.retain(|other| *other != uri);
+        if out {
+            roster.maintenance.push(uri.clone());
+        }
+        call.change(self.draft(roster)?);
+        if let Some(cluster) = self.running.clone() {
+            call.afterwards(move |_| {
+                if let Err(error) = cluster.set_maintenance(&uri, out) {
+                    tracing::warn!(member = uri, "{error}");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        match &self.row {
+            MemberRow::Installation(_) => "the installation's cluster".to_owned(),
+            MemberRow::Registered(held) => format!("cluster {}", held.id.id),
+        }
+    }
+
+    fn roster(&self) -> Roster {
+        match &self.row {
+            MemberRow::Installation(held) => {
+                let Installation { members, maintenance, .. } = held.value.clone();
+                Roster { members, maintenance }
+            }
+            MemberRow::Registered(held) => {
+                let RegisteredCluster { members, maintenance, .. } = held.value.clone();
+                let settings =
+                    |RegisteredMember { module, token }| MemberSettings { module, token, pin: String::new() };
+                Roster { members: members.into_iter().map(settings).collect(), maintenance }
+            }
+        }
+    }
+
+    /// The row with other members.
+    fn draft(&self, Roster { members, maintenance }: Roster) -> Result<Draft> {
+        match &self.row {
+            MemberRow::Installation(held) => {
+                Draft::replace(held, &Installation { members, maintenance, ..held.value.clone() })
+            }
+            MemberRow::Registered(held) => {
+                let member = |MemberSettings { module, token, .. }| RegisteredMember { module, token };
+                let members = members.into_iter().map(member).collect();
+                Draft::replace(held, &RegisteredCluster { members, maintenance, ..held.value.clone() })
+            }
+        }
+    }
+
+    /// The crypto user's PIN: the configuration's, or the key store's.
+    async fn pin(&self, call: &Call, new: &MemberSettings) -> Result<SecretString> {
+        match (&self.row, self.key_store()) {
+            (MemberRow::Registered(held), Some(store)) => {
+                let store = call.key_store_of(&held.id, store).await?;
+                password::unseal(&call.app, &store.id, &store.value.password, call.deadline).await
+            }
+            _ => call.app.key_stores.pin(&new.pin).await,
+        }
+    }
+}
+
+/// A module's name, if the configuration has it.
+///
+/// # Errors
+/// ValidationException.
+pub(super) fn known_module(call: &Call, name: &str) -> Result<String> {
+    if call.app.key_stores.modules().contains(name) {
+        return Ok(name.to_owned());
+    }
+    Err(Error::validation(format!("[modules] of the configuration has no {name}.")))
+}
+
+fn parse(token: &str) -> Result<TokenUri> {
+    token.parse().map_err(|error: HsmError| Error::validation(error.to_string()))
+}
+
+async fn settled(cluster: &Cluster, uri: &str, until: Instant) -> Option<hsms::MemberStatus> {
+    let mut health = cluster.watch();
+    let on_the_way = |state| matches!(state, MemberState::Attaching | MemberState::Synchronizing);
+    let decided = |members: &Vec<hsms::MemberHealth>| {
+        !members.iter().any(|member| member.uri == uri && on_the_way(member.state))
+    };
+    let waited = tokio::time::timeout_at(until, health.wait_for(decided)).await.is_ok();
+    tracing::debug!(member = uri, waited, "a new member was waited for");
+    cluster.members().into_iter().find(|member| member.uri == uri)
+}

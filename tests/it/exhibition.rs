@@ -1,0 +1,170 @@
+//! The exhibition: a key store of three HSMs under the mixed load of many
+//! clients, while one HSM after another is killed, restored, wiped and replaced.
+//! No answer is wrong, no key is lost, hardly a request fails, none takes longer
+//! than its deadline.
+//!
+//! `make soak` runs more rounds; how long each recovery took is printed.
+
+mod load;
+
+use std::time::Duration;
+
+use strongroom::proto::hsm::{MemberState, ReplaceMemberRequest};
+use strongroom::proto::kms::KeySpec;
+use tokio::time::Instant;
+
+use crate::key_stores::house::{self, Hsm, Owner};
+use crate::support::{Instance, eventually, rounds};
+use load::{Keys, Load};
+
+const SERVING: MemberState = MemberState::Serving;
+/// Answers that each state of affairs lasts for.
+const ANSWERS: u64 = 300;
+
+/// What happens to an HSM.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// Its token folder is gone, and comes back.
+    Gone,
+    /// CKR_DEVICE_REMOVED from every function, for a while.
+    Removed,
+    /// No call returns, for a while.
+    Hangs,
+    /// Its objects are gone: it gets the wrapping key again from another.
+    Wiped,
+    /// It is dead, and an empty one takes its place.
+    Replaced,
+}
+
+struct Stage<'a> {
+    owner: Owner<'a>,
+    instance: &'a Instance,
+    store: String,
+    cluster: String,
+    /// Those in use, in the order of the cluster's members.
+    members: Vec<Hsm>,
+    /// An empty one.
+    spare: Hsm,
+    load: Load,
+}
+
+fn hsms(instance: &Instance) -> Vec<Hsm> {
+    let names = ["first", "second", "third", "spare"];
+    let hsm = |(number, name)| Hsm::of_fixture(instance, name, number).behind_shim();
+    (1..).zip(names).map(hsm).collect()
+}
+
+impl Stage<'_> {
+    async fn state(&self, member: usize) -> MemberState {
+        self.owner.states(&self.cluster).await[member]
+    }
+
+    async fn leaves(&self, member: usize) {
+        eventually("it is out", async || self.state(member).await != SERVING).await;
+    }
+
+    async fn returns(&self, member: usize) {
+        eventually("it serves", async || self.state(member).await == SERVING).await;
+    }
+
+    /// One fault, and all that comes after it; what was measured is printed.
+    async fn suffer(&mut self, fault: Fault, member: usize) {
+        let before = self.load.rate().await;
+        let begun = Instant::now();
+        match fault {
+            Fault::Gone => self.members[member].unplug(),
+            Fault::Removed => self.members[member].set_rules("* rv=0x32"),
+            Fault::Hangs => self.members[member].set_rules("* hang"),
+            Fault::Wiped => self.members[member].wipe(),
+            Fault::Replaced => self.members[member].unplug(),
+        }
+        let recovery = self.load.recovers(before, begun).await;
+        self.leaves(member).await;
+        self.load.more(ANSWERS).await;
+        let mending = Instant::now();
+        match fault {
+            Fault::Gone => self.members[member].plug_in(),
+            Fault::Removed | Fault::Hangs => self.members[member].set_rules(""),
+            Fault::Wiped => {
+                let from = &self.members[(member + 1) % self.members.len()];
+                house::bring(self.instance, from, &self.members[member]);
+            }
+            Fault::Replaced => self.replace(member).await,
+        }
+        let member = if matches!(fault, Fault::Replaced) { self.members.len() - 1 } else { member };
+        self.returns(member).await;
+        let back = mending.elapsed();
+        self.load.more(ANSWERS).await;
+        let seconds =
+            |time: Option<Duration>| time.map_or("-".to_owned(), |time| format!("{:.1}", time.as_secs_f64()));
+        eprintln!(
+            "{fault:?}: {before:.0} answers/s before; at 80% of that again after {} s; the HSM served again {} s after it was mended",
+            seconds(recovery),
+            seconds(Some(back)),
+        );
+    }
+
+    /// Puts the spare in the place of a dead one, which is the spare from then on.
+    async fn replace(&mut self, member: usize) {
+        let dead = self.members.remove(member);
+        house::bring(self.instance, &self.members[0], &self.spare);
+        let request = ReplaceMemberRequest {
+            replaced_token: Some(dead.uri()),
+            token: Some(self.spare.uri()),
+            module: Some(self.spare.name.to_owned()),
+            cluster_id: Some(self.cluster.clone()),
+            ..Default::default()
+        };
+        self.owner.client.call(request).await.unwrap();
+        dead.plug_in();
+        dead.wipe();
+        let spare = std::mem::replace(&mut self.spare, dead);
+        self.members.push(spare);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_do_not_notice_what_happens_to_an_hsm() {
+    let (mut instance, mut hsms) = house::instance(hsms).await;
+    // A hung call is given up sooner than in the product.
+    instance.set("STRONGROOM_HSM__CALL_TIMEOUT_MS", "3000");
+    instance.set("STRONGROOM_HSM__FAILOVER_TIMEOUT_MS", "500");
+    let daemon = instance.start().await;
+    let owner = Owner::of(&instance, &daemon).await;
+    let spare = hsms.pop().unwrap();
+    let members: Vec<&Hsm> = hsms.iter().collect();
+    let (store, cluster) = owner.store_of("exhibition", &members).await;
+    eventually("all serve", async || owner.states(&cluster).await == [SERVING; 3]).await;
+    let keys = Keys::make(&owner, &store).await;
+    let load = Load::start(&daemon, keys, &store).await;
+    let mut stage = Stage { owner, instance: &instance, store, cluster, members: hsms, spare, load };
+    stage.load.more(ANSWERS).await;
+    for round in 0..rounds(1) as usize {
+        for (step, fault) in
+            [Fault::Gone, Fault::Removed, Fault::Hangs, Fault::Wiped, Fault::Replaced].into_iter().enumerate()
+        {
+            stage.suffer(fault, (round + step) % 3).await;
+        }
+    }
+    let Stage { owner, store, cluster, members, load, .. } = stage;
+    let (tally, made) = load.end().await;
+    eprintln!("{tally:?}");
+    assert_eq!(tally.wrong, 0, "{tally:?}");
+    assert_eq!(tally.late, 0, "{tally:?}");
+    assert!(tally.failed * 1000 <= tally.answers, "{tally:?}");
+
+    // Every key that a client was told of is there, on every HSM.
+    for (key, spec) in &made {
+        owner.client.use_key(key, *spec).await.unwrap();
+    }
+    owner.key(&store, KeySpec::SymmetricDefault).await.unwrap();
+    eventually("all serve", async || owner.states(&cluster).await == [SERVING; 3]).await;
+    let objects = members[0].keys();
+    assert!(objects.len() > made.len(), "{} objects, {} keys", objects.len(), made.len());
+    for member in &members[1..] {
+        let others = member.keys();
+        assert!(made.len() <= others.len(), "{} objects, {} keys", others.len(), made.len());
+    }
+    assert_eq!(owner.client.findings().await, Vec::<String>::new());
+    daemon.terminate().await;
+}

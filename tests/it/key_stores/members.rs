@@ -1,0 +1,176 @@
+//! Clusters of key stores whose HSMs fail, return, are replaced, and lack keys.
+
+use serde_json::Value;
+use strongroom::proto::hsm::{
+    AddMemberRequest, BeginMaintenanceRequest, CheckMemberRequest, EndMaintenanceRequest, FindingKind,
+    MemberState, RemoveMemberRequest, ReplaceMemberRequest,
+};
+use strongroom::proto::kms::KeySpec;
+
+use super::house::{Hsm, Owner, bring, instance};
+use super::{SYMMETRIC, id, refused};
+use crate::support::{Instance, eventually, named};
+
+const SERVING: MemberState = MemberState::Serving;
+
+fn three(instance: &Instance) -> Vec<Hsm> {
+    let names = ["vault", "other", "third"];
+    (1..).zip(names).map(|(number, name)| Hsm::of_fixture(instance, name, number)).collect()
+}
+
+async fn all_serve(owner: &Owner<'_>, cluster: &str) {
+    eventually("all serve", async || owner.states(cluster).await.iter().all(|state| *state == SERVING)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_added_replaced_and_removed_while_the_key_store_is_connected() {
+    let (instance, hsms) = instance(three).await;
+    let daemon = instance.start().await;
+    let owner = Owner::of(&instance, &daemon).await;
+    let client = &owner.client;
+    let (store, cluster) = owner.store_of("vault", &[&hsms[0], &hsms[1]]).await;
+    all_serve(&owner, &cluster).await;
+    let key = owner.key(&store, SYMMETRIC).await.unwrap();
+    let blob = client.encrypt(&key, b"secret").await.unwrap();
+    let add = AddMemberRequest {
+        token: id(&hsms[2].uri()),
+        module: id("third"),
+        pin: None,
+        cluster_id: id(&cluster),
+    };
+    let refusal = client.call(add.clone()).await.unwrap_err();
+    assert!(refusal.message.contains("strongroom hsm bring"), "{refusal:?}");
+    refused(client.call(AddMemberRequest { pin: id("third"), ..add.clone() }).await, "Validation");
+    refused(client.call(AddMemberRequest { cluster_id: None, ..add.clone() }).await, "Validation");
+    bring(&instance, &hsms[0], &hsms[2]);
+    let added = client.call(add.clone()).await.unwrap().member.unwrap();
+    assert_eq!(added.state(), SERVING);
+    // Before it served, it had the key.
+    assert_eq!(hsms[2].keys(), hsms[0].keys());
+    refused(client.call(add).await, "Validation");
+    assert_eq!(owner.states(&cluster).await, [SERVING; 3]);
+
+    let of = |hsm: &Hsm| (id(&hsm.uri()), id(&cluster));
+    let (token, cluster_id) = of(&hsms[1]);
+    client.call(BeginMaintenanceRequest { token, cluster_id }).await.unwrap();
+    eventually("it is out", async || owner.states(&cluster).await[1] == MemberState::Maintenance).await;
+    // That is kept while the key store is disconnected and connected again.
+    owner.disconnect(&store).await;
+    assert_eq!(owner.states(&cluster).await, [MemberState::Unspecified; 3]);
+    owner.connect(&store).await;
+    eventually("it is out still", async || owner.states(&cluster).await[1] == MemberState::Maintenance).await;
+    let (token, cluster_id) = of(&hsms[1]);
+    client.call(EndMaintenanceRequest { token, cluster_id }).await.unwrap();
+    all_serve(&owner, &cluster).await;
+
+    let (token, cluster_id) = of(&hsms[0]);
+    client.call(RemoveMemberRequest { token, cluster_id }).await.unwrap();
+    eventually("it is gone", async || owner.states(&cluster).await == [SERVING; 2]).await;
+    let (token, cluster_id) = of(&hsms[0]);
+    refused(client.call(RemoveMemberRequest { token, cluster_id }).await, "NotFound");
+    assert_eq!(client.decrypt(&blob).await.unwrap(), b"secret");
+    let second = owner.key(&store, KeySpec::EccNistP256).await.unwrap();
+    client.use_key(&second, KeySpec::EccNistP256).await.unwrap();
+    assert_eq!((hsms[0].keys().len(), hsms[1].keys().len(), hsms[2].keys().len()), (1, 2, 2));
+
+    // One is dead, and the first, which kept its keys, takes its place.
+    hsms[1].unplug();
+    eventually("it is lost", async || owner.states(&cluster).await[0] == MemberState::Lost).await;
+    assert_eq!(client.decrypt(&blob).await.unwrap(), b"secret");
+    refused(owner.key(&store, SYMMETRIC).await, "CloudHsmClusterInvalidConfiguration");
+    let replace = ReplaceMemberRequest {
+        replaced_token: id(&hsms[1].uri()),
+        token: id(&hsms[0].uri()),
+        module: id("vault"),
+        pin: None,
+        cluster_id: id(&cluster),
+    };
+    client.call(replace).await.unwrap();
+    assert_eq!(hsms[0].keys(), hsms[2].keys());
+    all_serve(&owner, &cluster).await;
+    owner.key(&store, SYMMETRIC).await.unwrap();
+
+    // After a restart they are the members still.
+    daemon.terminate().await;
+    let daemon = instance.start().await;
+    let owner = Owner::of(&instance, &daemon).await;
+    all_serve(&owner, &cluster).await;
+    assert_eq!(owner.states(&cluster).await.len(), 2);
+    assert_eq!(owner.client.decrypt(&blob).await.unwrap(), b"secret");
+    let events = owner.client.events().await;
+    let lost = named(&events, "HsmMemberLost");
+    let told = |event: &&&Value| event["serviceEventDetails"]["cluster"] == store.as_str();
+    assert!(lost.iter().any(|event| told(&event)), "{lost:?}");
+    assert_eq!(owner.client.findings().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_member_lacks_it_gets_before_it_serves_or_when_it_is_asked_for() {
+    let (instance, hsms) = instance(three).await;
+    let daemon = instance.start().await;
+    let owner = Owner::of(&instance, &daemon).await;
+    let client = &owner.client;
+    let (store, cluster) = owner.store_of("vault", &[&hsms[0], &hsms[1], &hsms[2]]).await;
+    all_serve(&owner, &cluster).await;
+    let mut keys = vec![owner.key(&store, SYMMETRIC).await.unwrap()];
+
+    // Made, and deleted, while one is away.
+    let short = owner.key(&store, SYMMETRIC).await.unwrap();
+    hsms[1].unplug();
+    eventually("it is lost", async || owner.states(&cluster).await[1] == MemberState::Lost).await;
+    keys.push(owner.key(&store, KeySpec::EccNistP384).await.unwrap());
+    keys.push(owner.key(&store, SYMMETRIC).await.unwrap());
+    hsms[1].plug_in();
+    all_serve(&owner, &cluster).await;
+    assert_eq!(hsms[1].keys().len(), 4, "it serves with all of them");
+    assert_eq!(hsms[1].keys(), hsms[0].keys());
+    client.use_key(&short, SYMMETRIC).await.unwrap();
+
+    // Somebody deletes an object on every HSM: the store has the key.
+    let blob = client.encrypt(&keys[0], b"secret").await.unwrap();
+    let material = material(&owner, &keys[0]).await;
+    for hsm in &hsms {
+        let deleted = hsm.tool(&["--delete-object", "--type", "secrkey", "--id", &material]);
+        assert!(deleted.status.success(), "{deleted:?}");
+    }
+    for _ in 0..12 {
+        assert_eq!(client.decrypt(&blob).await.unwrap(), b"secret");
+    }
+    // And on one: a check finds it, and an object that no key has.
+    drop(hsms[2].tool(&["--delete-object", "--type", "secrkey", "--id", &material]));
+    let orphan = "ab".repeat(32);
+    let made = hsms[2].tool(&[
+        "--keygen",
+        "--key-type",
+        "AES:32",
+        "--label",
+        "strongroom key",
+        "--id",
+        &orphan,
+        "--usage-decrypt",
+    ]);
+    assert!(made.status.success(), "{made:?}");
+    let check = |repair| CheckMemberRequest {
+        token: id(&hsms[2].uri()),
+        cluster_id: id(&cluster),
+        repair: Some(repair),
+        ..Default::default()
+    };
+    let found = client.call(check(false)).await.unwrap();
+    assert_eq!(found.expected, Some(4));
+    let kinds: Vec<FindingKind> = found.findings.iter().map(|finding| finding.kind()).collect();
+    assert!(kinds.contains(&FindingKind::Orphan), "{found:?}");
+    assert!(kinds.contains(&FindingKind::Missing), "{found:?}");
+    let repaired = client.call(check(true)).await.unwrap();
+    assert!(repaired.findings.iter().all(|finding| finding.repaired == Some(true)), "{repaired:?}");
+    assert_eq!(client.call(check(false)).await.unwrap().findings, []);
+    assert_eq!(hsms[2].keys(), hsms[0].keys());
+    owner.disconnect(&store).await;
+    refused(client.call(check(false)).await, "KMSInvalidState");
+}
+
+async fn material(owner: &Owner<'_>, key: &str) -> String {
+    let request = strongroom::proto::kms::DescribeKeyRequest { key_id: id(key), ..Default::default() };
+    let metadata = owner.client.call(request).await.unwrap().key_metadata.unwrap();
+    metadata.current_key_material_id.unwrap()
+}
