@@ -17,9 +17,11 @@ demo: build
 test: packages venv node
 	$(CARGO) test
 
-# The crash tests, many more rounds.
+# The tests of crashes, of churn and of HSMs that fail under load, many more
+# rounds; what the recoveries took is printed.
 soak: packages venv
-	STRONGROOM_SOAK_ROUNDS=50 $(CARGO) test --test it -- kill cancel
+	STRONGROOM_SOAK_ROUNDS=50 $(CARGO) test --test it -- kill cancel churn
+	STRONGROOM_SOAK_ROUNDS=10 $(CARGO) test --test it -- exhibition load --nocapture --test-threads 1
 
 lint:
 	$(CARGO) fmt --check

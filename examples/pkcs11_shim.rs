@@ -18,6 +18,8 @@
 //! gcm_iv                              AES-GCM encryption under an IV of the HSM's own
 //! gcm_bytes_max=16384                 CKR_DATA_LEN_RANGE for a longer AES-GCM input
 //! ```
+//!
+//! C_GetTokenInfo tells how many sessions are open, which SoftHSM2 does not.
 #![allow(non_snake_case, clippy::missing_safety_doc, reason = "the functions are PKCS#11's")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fixture: a panic is a failed test")]
 #![allow(clippy::too_many_arguments, clippy::indexing_slicing, reason = "the functions are PKCS#11's")]
@@ -165,7 +167,7 @@ static LIST: List = List(std::cell::UnsafeCell::new(CK_FUNCTION_LIST {
     C_GetFunctionList: Some(C_GetFunctionList),
     C_GetSlotList: Some(f3::<4, _, _, _>),
     C_GetSlotInfo: Some(f2::<5, _, _>),
-    C_GetTokenInfo: Some(f2::<6, _, _>),
+    C_GetTokenInfo: Some(token_info),
     C_GetMechanismList: Some(f3::<7, _, _, _>),
     C_GetMechanismInfo: Some(f3::<8, _, _, _>),
     C_InitToken: Some(f4::<9, _, _, _, _>),
@@ -347,6 +349,16 @@ unsafe extern "C" fn finalize(reserved: *mut c_void) -> CK_RV {
     SESSIONS.store(0, Ordering::SeqCst);
     // SAFETY: the caller's arguments.
     unsafe { f1::<1, _>(reserved) }
+}
+
+unsafe extern "C" fn token_info(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) -> CK_RV {
+    // SAFETY: the caller's arguments.
+    let rv = unsafe { f2::<6, _, _>(slot, info) };
+    if rv == CKR_OK {
+        // SAFETY: the real module wrote it just now.
+        unsafe { (*info).ulSessionCount = SESSIONS.load(Ordering::SeqCst) as CK_ULONG };
+    }
+    rv
 }
 
 unsafe extern "C" fn open_session(

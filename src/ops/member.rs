@@ -9,7 +9,7 @@ use crate::hsm::{self as hsms, HsmError};
 use crate::proto::hsm;
 
 /// Longest that an operation which waits for a new member may take.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Lists modules and tokens.
 pub struct ListTokens;

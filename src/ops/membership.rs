@@ -16,8 +16,9 @@ use crate::key_stores::password;
 use crate::key_stores::rows::{RegisteredCluster, RegisteredMember};
 use crate::proto::hsm;
 
-/// Longest that a new member is waited for.
-const ATTACH_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest that a new member is waited for: its first self-test makes keys of
+/// every kind.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// The members of the installation's cluster, or of one that operators
 /// registered.
@@ -131,8 +132,9 @@ impl Membership {
         Ok(MemberSettings { module, token, pin })
     }
 
-    /// Starts a member where the cluster is in use, and waits until it serves;
-    /// one that does not is let go again.
+    /// Starts a member where the cluster is in use, and waits until it serves, or
+    /// is known to be the cluster's and has many keys to get; one that is not is
+    /// let go again.
     ///
     /// # Errors
     /// KMSInvalidStateException: it cannot be a member.
@@ -147,7 +149,9 @@ impl Membership {
         }
         let until = call.deadline.min(Instant::now() + ATTACH_TIMEOUT);
         match settled(cluster, &new.token, until).await {
-            Some(status) if status.state == MemberState::Serving => Ok(describe_member(status)),
+            Some(status) if matches!(status.state, MemberState::Serving | MemberState::Synchronizing) => {
+                Ok(describe_member(status))
+            }
             other => {
                 let reason =
                     other.and_then(|status| status.reason).unwrap_or_else(|| "it does not answer".to_owned());

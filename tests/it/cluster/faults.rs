@@ -35,6 +35,9 @@ async fn a_failing_member_is_not_noticed_by_callers() {
         hsms.tokens[1].set_rules("");
         all_serve(&cluster).await;
     }
+    // The key is a token object: no session object is left of what failed half way.
+    crate::support::eventually("no object is left", async || cluster.session_objects(soon()).await == Ok(0))
+        .await;
     cluster.shutdown().await;
 }
 

@@ -85,16 +85,18 @@ impl Hsm {
         fs::create_dir(self.folder.join("tokens")).unwrap();
     }
 
-    /// Removes every object: the same token, by label, serial and PINs, without
-    /// its keys.
+    /// Puts the same token in place, by label, serial and PINs, without its
+    /// keys.
     pub fn wipe(&self) {
-        let token = fs::read_dir(self.folder.join("tokens")).unwrap().next().unwrap().unwrap().path();
+        self.unplug();
+        let token = fs::read_dir(self.folder.join("away")).unwrap().next().unwrap().unwrap().path();
         for entry in fs::read_dir(token).unwrap() {
             let path = entry.unwrap().path();
             if !path.file_name().unwrap().to_string_lossy().starts_with("token.") {
                 fs::remove_file(path).unwrap();
             }
         }
+        self.plug_in();
     }
 
     pub fn plug_in(&self) {
