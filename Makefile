@@ -5,7 +5,13 @@ NODE := target/node
 PACKAGES := softhsm2 opensc openssl python3-venv faketime sqlite3 curl
 CARGO ?= cargo
 
-.PHONY: build demo test lint deny soak packages venv node clean
+# How near the daemon comes to its HSM and gRPC; BENCH=--full takes 1,000,000
+# keys and 10,000,000 events, BENCH=--short only shows that it runs, with what
+# `make test` has built.
+BENCH ?=
+BENCH_PROFILE := $(if $(findstring --short,$(BENCH)),dev,release)
+
+.PHONY: build demo test bench lint deny soak packages venv node clean
 
 build: packages
 	$(CARGO) build
@@ -16,6 +22,10 @@ demo: build
 
 test: packages venv node
 	$(CARGO) test
+
+bench: packages
+	$(CARGO) build --profile $(BENCH_PROFILE) --example pkcs11_shim
+	$(CARGO) bench --profile $(BENCH_PROFILE) --bench speed -- $(BENCH)
 
 # The tests of crashes, of churn and of HSMs that fail under load, many more
 # rounds; what the recoveries took is printed.

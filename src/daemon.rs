@@ -84,10 +84,20 @@ pub async fn serve(
     options: Options,
     ready: impl FnOnce(&Config, Bound) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    serve_over(options, |store| store, ready).await
+}
+
+/// The same with something between the daemon and its store: the benchmark
+/// measures so what the store costs.
+pub async fn serve_over(
+    options: Options,
+    over: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+    ready: impl FnOnce(&Config, Bound) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let hangups = signal(SignalKind::hangup())?;
     let loaded = Config::load(Some(&options.config), &options.flags)?;
     let metrics = operators::install_recorder()?;
-    let parts = assemble(&loaded).await?;
+    let parts = assemble(&loaded, over).await?;
     let authenticator = Arc::new(Authenticator::new(Some(Arc::new(tls(&loaded.config)?)), resolver(&loaded)));
     let gate = Gate::new(transport_limits(&loaded.config));
     let stop = CancellationToken::new();
@@ -176,10 +186,13 @@ impl Assembled {
 }
 
 /// Opens the store and the HSMs.
-async fn assemble(loaded: &Loaded) -> anyhow::Result<Assembled> {
+async fn assemble(
+    loaded: &Loaded,
+    over: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+) -> anyhow::Result<Assembled> {
     let config = &loaded.config;
     let store = Arc::new(SqliteStore::open(&config.data_dir, sqlite_options(config)).await?);
-    let dynamic: Arc<dyn Store> = store.clone();
+    let dynamic = over(store.clone());
     let Identity { cluster: identity, members, maintenance, row } = identity::read(&*dynamic).await?;
     let modules = Modules::new(config.modules.clone(), config.hsm.clone());
     let mut opened = Vec::with_capacity(members.len());
