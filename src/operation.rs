@@ -518,7 +518,8 @@ pub async fn execute<O: Operation>(
 
 async fn perform<O: Operation>(mut call: Call, request: Result<Received<O::Request>>) -> Result<O::Response> {
     let began = std::time::Instant::now();
-    let span = tracing::info_span!(
+    // Not made unless somebody looks so closely: it costs as much as the policies.
+    let span = tracing::debug_span!(
         "call",
         operation = O::NAME,
         request_id = %call.request_id,
@@ -526,7 +527,7 @@ async fn perform<O: Operation>(mut call: Call, request: Result<Received<O::Reque
     );
     let result = async {
         let result = admitted::<O>(&mut call, request).await;
-        log(&result);
+        log(O::NAME, &call, &result);
         result
     }
     .instrument(span)
@@ -656,16 +657,13 @@ async fn within<T>(deadline: Instant, work: impl Future<Output = Result<T>>) -> 
 /// HSM's own answer to the deadline is the one that is reported.
 const GRACE: Duration = Duration::from_millis(250);
 
-fn log<T>(result: &Result<T>) {
-    match result {
-        Ok(_) => tracing::debug!("done"),
-        Err(error) => {
-            let detail = error.detail.as_deref().unwrap_or_default();
-            match error.exception.fault() {
-                Fault::Caller | Fault::Busy => tracing::debug!(%error, detail, "refused"),
-                Fault::Hsm => tracing::warn!(%error, detail, "failed"),
-                Fault::Service => tracing::error!(%error, detail, "failed"),
-            }
-        }
+fn log<T>(operation: &str, call: &Call, result: &Result<T>) {
+    let Err(error) = result else { return tracing::debug!("done") };
+    let detail = error.detail.as_deref().unwrap_or_default();
+    let (request_id, principal) = (&call.request_id, &call.caller.principal.arn);
+    match error.exception.fault() {
+        Fault::Caller | Fault::Busy => tracing::debug!(%error, detail, "refused"),
+        Fault::Hsm => tracing::warn!(operation, request_id, principal, %error, detail, "failed"),
+        Fault::Service => tracing::error!(operation, request_id, principal, %error, detail, "failed"),
     }
 }
