@@ -13,11 +13,13 @@
 mod attributes;
 mod index;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures::TryFutureExt as _;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
@@ -25,15 +27,15 @@ use tokio::time::{sleep, timeout};
 pub use attributes::{Attribute, Attributes, attributes};
 use index::{Cursor, Index};
 
-use crate::store::sqlite::is_damage;
 use crate::store::{Position, Store, StoreError, StoredEvent};
 
 /// The index in the data folder.
 const INDEX_FILE: &str = "history.sqlite";
 /// Events that are taken in at once.
 const FEED_BATCH: u32 = 1_000;
-/// The wait after the log moved, so that many events are taken in together.
-const FEED_PAUSE_MS: u64 = 5;
+/// The wait after the log moved, so that many events are taken in together; a
+/// lookup ends it.
+const FEED_PAUSE_MS: u64 = 100;
 /// The wait after the feed failed.
 const FEED_RETRY_MS: u64 = 1_000;
 /// How long a lookup waits for the feed.
@@ -58,6 +60,14 @@ pub struct Lookup {
     pub before: Option<PageCursor>,
     /// The most events of a page.
     pub limit: u32,
+}
+
+impl Lookup {
+    /// Whether an event is one of those that are looked for, its time aside.
+    fn fits(&self, event: &Attributes) -> bool {
+        let here = event.account == self.account && event.region == self.region;
+        here && self.attribute.as_ref().is_none_or(|wanted| event.values.contains(wanted))
+    }
 }
 
 /// The last event of a page. Events have a total order (time, writer,
@@ -93,6 +103,8 @@ struct Shared {
     /// How far the feed is in the log of the writer that this process is; None
     /// until the logs of earlier writers are in.
     reached: watch::Sender<Option<u64>>,
+    /// A lookup waits for the feed.
+    wanted: Notify,
     /// A lookup came upon damage in the index.
     damage: Notify,
 }
@@ -102,21 +114,22 @@ impl History {
     /// the log, and begins to feed it.
     pub async fn open(folder: &Path, store: Arc<dyn Store>) -> Result<Self, StoreError> {
         let file = folder.join(INDEX_FILE);
-        let index = match Index::open(&file).await {
+        let index = match opened(&file, Index::open).await {
             Ok(index) if fits(&index, store.as_ref()).await? => index,
             Ok(index) => {
                 tracing::warn!(file = %file.display(), "the history does not fit the log and is made again");
-                index.close().await;
-                Index::create(&file).await.map_err(unusable)?
+                index.close();
+                opened(&file, Index::create).await?
             }
             Err(error) => {
                 tracing::warn!(file = %file.display(), %error, "the history is damaged and is made again");
-                Index::create(&file).await.map_err(unusable)?
+                opened(&file, Index::create).await?
             }
         };
         let (reached, _) = watch::channel(None);
-        let index = ArcSwap::from_pointee(index);
-        let shared = Arc::new(Shared { store, file, index, reached, damage: Notify::new() });
+        let index = ArcSwap::new(index);
+        let shared =
+            Arc::new(Shared { store, file, index, reached, wanted: Notify::new(), damage: Notify::new() });
         let feed = tokio::spawn(shared.clone().feed()).abort_handle();
         Ok(History { shared, feed })
     }
@@ -128,14 +141,17 @@ impl History {
         // where a new one that is not yet full would answer too little.
         let index = self.shared.index.load_full();
         self.shared.caught_up().await?;
-        let found = timeout(Duration::from_millis(LOOKUP_TIMEOUT_MS), index.find(lookup)).await;
+        let asked = lookup.clone();
+        let found = blocking(move || index.find(&asked));
+        let found = timeout(Duration::from_millis(LOOKUP_TIMEOUT_MS), found).await;
         let late = || StoreError::Failed(format!("the lookup took longer than {LOOKUP_TIMEOUT_MS} ms"));
-        let mut found = found.map_err(|_| late())?.map_err(|error| self.shared.note(error))?;
+        let mut found = found.map_err(|_| late())?.inspect_err(|error| self.shared.note(error))?;
         let limit = usize::try_from(lookup.limit).unwrap_or(usize::MAX);
         let more = found.len() > limit;
         found.truncate(limit);
         let positions: Vec<Position> = found.iter().map(|entry| entry.position).collect();
-        let events = self.shared.store.events_at(&positions).await?;
+        let mut events = self.shared.store.events_at(&positions).await?;
+        events.retain(|event| attributes(&event.record).is_some_and(|found| lookup.fits(&found)));
         Ok(Page { events, next: found.last().copied().filter(|_| more) })
     }
 }
@@ -146,13 +162,22 @@ impl Drop for History {
     }
 }
 
-fn unusable(error: sqlx::Error) -> StoreError {
-    StoreError::Failed(format!("the history cannot be made: {error}"))
+async fn opened(file: &Path, open: fn(&Path) -> Result<Index, IndexError>) -> Result<Arc<Index>, IndexError> {
+    let file = file.to_owned();
+    blocking(move || open(&file)).await.map(Arc::new)
+}
+
+/// Works on the index where that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, IndexError> + Send + 'static,
+) -> Result<T, IndexError> {
+    tokio::task::spawn_blocking(work).await?
 }
 
 /// Whether the index's cursors stand at events that the log has.
-async fn fits(index: &Index, store: &dyn Store) -> Result<bool, StoreError> {
-    let Ok(cursors) = index.cursors().await else { return Ok(false) };
+async fn fits(index: &Arc<Index>, store: &dyn Store) -> Result<bool, StoreError> {
+    let index = index.clone();
+    let Ok(cursors) = blocking(move || index.cursors()).await else { return Ok(false) };
     for cursor in cursors {
         if store.hash_at(cursor.position).await? != Some(cursor.hash) {
             return Ok(false);
@@ -166,6 +191,10 @@ impl Shared {
     async fn caught_up(&self) -> Result<(), StoreError> {
         let end = self.store.end().borrow().sequence;
         let mut reached = self.reached.subscribe();
+        if reached.borrow().is_some_and(|reached| reached >= end) {
+            return Ok(());
+        }
+        self.wanted.notify_one();
         let wait = reached.wait_for(|reached| reached.is_some_and(|reached| reached >= end));
         match timeout(Duration::from_millis(LOOKUP_WAIT_MS), wait).await {
             Ok(Ok(_)) => Ok(()),
@@ -194,7 +223,10 @@ impl Shared {
             };
             match damaged {
                 true => self.renew().await,
-                false => sleep(Duration::from_millis(FEED_PAUSE_MS)).await,
+                false => {
+                    // In time or wanted, what waits is taken in.
+                    timeout(Duration::from_millis(FEED_PAUSE_MS), self.wanted.notified()).await.ok();
+                }
             }
         }
     }
@@ -203,7 +235,8 @@ impl Shared {
     async fn catch_up(&self) -> Result<(), FeedError> {
         let own = self.store.end().borrow().writer;
         let index = self.index.load_full();
-        let cursors = index.cursors().await?;
+        let read = index.clone();
+        let cursors = blocking(move || read.cursors()).await?;
         for writer in self.store.writers().await? {
             let beginning = Position { writer: writer.id, sequence: 0 };
             let known = cursors.iter().find(|cursor| cursor.position.writer == writer.id);
@@ -212,10 +245,12 @@ impl Shared {
                 if writer.id == own {
                     self.reached.send_replace(Some(after.sequence));
                 }
-                let events = self.store.events(after, FEED_BATCH).await?;
+                let events = self.store.follow(after, FEED_BATCH).await?;
                 let Some(last) = events.last() else { break };
                 after = last.position;
-                index.add(&events, Cursor { position: after, hash: last.hash }).await?;
+                let cursor = Cursor { position: after, hash: last.hash };
+                let index = index.clone();
+                blocking(move || index.add(&events, cursor)).await?;
             }
         }
         Ok(())
@@ -224,20 +259,23 @@ impl Shared {
     /// Makes the index again; until it has the log, lookups wait.
     async fn renew(&self) {
         tracing::warn!(file = %self.file.display(), "the history is damaged and is made again");
-        self.index.load_full().close().await;
+        let damaged = self.index.load_full();
+        let closed = blocking(move || {
+            damaged.close();
+            Ok(())
+        });
         self.reached.send_replace(None);
-        match Index::create(&self.file).await {
-            Ok(index) => self.index.store(Arc::new(index)),
+        match closed.and_then(|()| opened(&self.file, Index::create)).await {
+            Ok(index) => self.index.store(index),
             Err(error) => tracing::error!(%error, "the history cannot be made again"),
         }
     }
 
-    /// What a failed lookup's caller is told; damage is the feed's to mend.
-    fn note(&self, error: sqlx::Error) -> StoreError {
-        if is_damage(&error) {
+    /// Damage that a lookup came upon is the feed's to mend.
+    fn note(&self, error: &IndexError) {
+        if error.is_damage() {
             self.damage.notify_one();
         }
-        StoreError::Failed(format!("history: {error}"))
     }
 }
 
@@ -247,14 +285,43 @@ enum FeedError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("history: {0}")]
-    Index(#[from] sqlx::Error),
+    Index(#[from] IndexError),
 }
 
 impl FeedError {
     /// Whether the index must be made again: it is damaged, or was closed for
     /// that and the new one could not be made.
     fn needs_new_index(&self) -> bool {
-        matches!(self, FeedError::Index(error) if is_damage(error) || matches!(error, sqlx::Error::PoolClosed))
+        matches!(self, FeedError::Index(error) if error.is_damage() || matches!(error, IndexError::Closed))
+    }
+}
+
+/// Why the index cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum IndexError {
+    #[error(transparent)]
+    File(io::Error),
+    #[error(transparent)]
+    Database(#[from] rusqlite::Error),
+    #[error("it has layout {0}")]
+    Layout(i64),
+    #[error("it is closed")]
+    Closed,
+    #[error(transparent)]
+    Ended(#[from] tokio::task::JoinError),
+}
+
+impl IndexError {
+    fn is_damage(&self) -> bool {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        let IndexError::Database(error) = self else { return false };
+        matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+    }
+}
+
+impl From<IndexError> for StoreError {
+    fn from(error: IndexError) -> Self {
+        StoreError::Failed(format!("history: {error}"))
     }
 }
 

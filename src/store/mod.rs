@@ -70,6 +70,12 @@ pub trait Store: Send + Sync + 'static {
     /// Events after a position of a writer, in order, at most `limit`.
     async fn events(&self, after: Position, limit: u32) -> Result<Vec<StoredEvent>, StoreError>;
 
+    /// The same for those who follow the log: the newest may come from memory,
+    /// where a change of the database from outside is not seen.
+    async fn follow(&self, after: Position, limit: u32) -> Result<Vec<StoredEvent>, StoreError> {
+        self.events(after, limit).await
+    }
+
     /// The events at these positions, in the order asked for; those that are
     /// not there are left out.
     async fn events_at(&self, positions: &[Position]) -> Result<Vec<StoredEvent>, StoreError>;

@@ -1,9 +1,9 @@
 //! The store on SQLite: one folder, one daemon, nothing else to install.
 //!
 //! ```text
-//! commit ──► bounded queue ──► one writer task ──► BEGIN; savepoint per commit;
-//!                              takes all that wait    events in one INSERT; COMMIT
-//! row, events, … ──► a few read-only connections      (one fsync), then the replies
+//! commit ──► bounded queue ──► one writer thread ─► BEGIN; savepoint per commit;
+//!                              takes all that wait    the events; COMMIT (one fsync),
+//! row, events, … ──► a few read-only connections       then the replies
 //! ```
 //!
 //! WAL with synchronous=FULL: what was answered is there after a power failure.
@@ -12,29 +12,33 @@
 
 mod copy;
 mod folder;
+mod recent;
 mod schema;
 mod sql;
+mod write;
 mod writer;
 
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use sqlx::sqlite::SqlitePoolOptions;
 use sqlx::{ConnectOptions, SqliteConnection, SqlitePool};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 pub(crate) use copy::remove_database;
 pub use copy::{RestoreReport, backup, restore};
 pub(crate) use folder::create_private;
 use folder::{FolderLock, Space, sync_folder};
-pub(crate) use sql::is_damage;
-use writer::{Job, WriterTask};
+use recent::Recent;
+pub(crate) use sql::{pack, unpack};
+use writer::{Job, WriterThread};
 
 use super::{Commit, Kind, Position, Row, RowId, SignedHead, Store, StoreError, StoredEvent, Writer};
 
@@ -188,6 +192,7 @@ pub struct SqliteStore {
     readers: SqlitePool,
     end: watch::Receiver<Position>,
     space: Arc<Space>,
+    recent: Arc<Recent>,
     restored: Mutex<Option<Restored>>,
     writer: Mutex<Option<JoinHandle<()>>>,
     space_watch: AbortHandle,
@@ -196,7 +201,7 @@ pub struct SqliteStore {
 impl SqliteStore {
     /// Takes the folder, makes what is missing in it, and checks what is there.
     ///
-    /// Must be called in a Tokio runtime: the writer is a task.
+    /// Must be called in a Tokio runtime.
     pub async fn open(folder: &Path, options: SqliteOptions) -> Result<Self, OpenError> {
         let lock = FolderLock::take(folder)?;
         let file = folder.join(DATABASE_FILE);
@@ -205,7 +210,7 @@ impl SqliteStore {
         create_private(&file).and_then(|()| sync_folder(folder)).map_err(io)?;
 
         let database = |error| OpenError::database(&file, error);
-        let mut db = prepare(&file, options.max_pages).await?;
+        let mut db = prepare(&file).await?;
         let writers = sql::writers(&mut db).await.map_err(database)?;
         let (end, restored) = match writers.last() {
             Some(writer) => {
@@ -228,8 +233,10 @@ impl SqliteStore {
 
         let space = Arc::new(Space::new(folder, options.min_free_bytes));
         let (jobs, waiting) = mpsc::channel(QUEUE_MAX_JOBS);
-        let (writer, end) = WriterTask::new(db, lock, &file, options.max_pages, end, waiting, space.clone());
-        let writer = tokio::spawn(writer.run());
+        sqlx::Connection::close(db).await.map_err(database)?;
+        let recent = Arc::new(Recent::default());
+        let (writer, end) =
+            WriterThread::start(lock, &file, options.max_pages, end, waiting, space.clone(), recent.clone())?;
         let space_watch = tokio::spawn(watch_space(space.clone())).abort_handle();
         Ok(SqliteStore {
             file,
@@ -238,6 +245,7 @@ impl SqliteStore {
             readers,
             end,
             space,
+            recent,
             restored: Mutex::new(restored),
             writer: Mutex::new(Some(writer)),
             space_watch,
@@ -272,11 +280,11 @@ impl SqliteStore {
             self.readers.close().await;
             // An error means that the writer has ended already.
             self.jobs.send(Job::Close).await.ok();
-            writer.await
+            tokio::task::spawn_blocking(|| writer.join()).await
         });
         match closed.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(StoreError::Failed(format!("the writer ended badly: {error}"))),
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(_) => Err(StoreError::Failed("the writer ended badly".into())),
             Err(_) => Err(late("closing", self.options.commit_timeout_ms)),
         }
     }
@@ -374,6 +382,13 @@ impl Store for SqliteStore {
         self.read(sql::events(&self.readers, after, limit)).await
     }
 
+    async fn follow(&self, after: Position, limit: u32) -> Result<Vec<StoredEvent>, StoreError> {
+        match self.recent.after(after, limit) {
+            Some(events) => Ok(events),
+            None => self.events(after, limit).await,
+        }
+    }
+
     async fn events_at(&self, positions: &[Position]) -> Result<Vec<StoredEvent>, StoreError> {
         let found = self.read(sql::events_at(&self.readers, positions)).await?;
         let mut found: HashMap<Position, StoredEvent> =
@@ -421,8 +436,8 @@ impl Store for SqliteStore {
     }
 }
 
-/// Opens the writing connection on a database that is sound and up to date.
-async fn prepare(file: &Path, max_pages: Option<u32>) -> Result<SqliteConnection, OpenError> {
+/// Makes a database that is sound and up to date.
+async fn prepare(file: &Path) -> Result<SqliteConnection, OpenError> {
     // The version first, in a connection that sets nothing: the file of a
     // newer schema must stay as it is.
     let database = |error| OpenError::database(file, error);
@@ -430,7 +445,7 @@ async fn prepare(file: &Path, max_pages: Option<u32>) -> Result<SqliteConnection
     schema::refuse_newer(&mut look, file).await?;
     schema::check_quickly(&mut look, file).await?;
     sqlx::Connection::close(look).await.map_err(database)?;
-    let mut db = schema::writer_options(file, max_pages).connect().await.map_err(database)?;
+    let mut db = schema::migration_options(file).connect().await.map_err(database)?;
     schema::migrate(&mut db, file).await?;
     Ok(db)
 }

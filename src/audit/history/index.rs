@@ -1,32 +1,43 @@
 //! The file behind the history.
+//!
+//! For each term (an attribute's value in a Region of an account, or all of its
+//! events) it has blocks: the entries of one second that were taken in
+//! together. What many events share costs one row for all of them, so that the
+//! index costs a call little; and a page is found second by second, newest
+//! first.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, SqlitePool, query, query_as, query_scalar};
+use parking_lot::Mutex;
+use rusqlite::{Connection, OpenFlags, params};
+use sha2::{Digest, Sha256};
 
-use super::{Lookup, PageCursor, attributes};
-use crate::store::sqlite::{create_private, remove_database};
+use super::attributes::Attribute;
+use super::{IndexError, Lookup, PageCursor, attributes};
+use crate::store::sqlite::{create_private, pack, remove_database, unpack};
 use crate::store::{Position, StoredEvent};
 
 /// PRAGMA user_version: an index of another layout is made again.
-const LAYOUT: i64 = 2;
-/// Connections, the feed's included.
-const CONNECTIONS: u32 = 4;
-/// How long a connection waits for another's lock, and a query for a connection.
+const LAYOUT: i64 = 3;
+/// How long a connection waits for another's lock.
 const BUSY_TIMEOUT_MS: u64 = 5_000;
+const SECOND_MS: i64 = 1_000;
+const DAY_SECONDS: i64 = 86_400;
+/// An entry: the millisecond within its second, and the event's position.
+const ENTRY_BYTES: usize = 2 + 8;
 
-/// One entry per event and attribute in the order in which they are looked up;
-/// attribute 0 with an empty value for all events. hash is the last event's.
+/// position is that of a block's first event; hash is that of a writer's last
+/// event that is in. The day comes first, so that a day is gone in one piece.
 const TABLES: &str = "
-    CREATE TABLE entry (
-        account TEXT NOT NULL, region TEXT NOT NULL, attribute INTEGER NOT NULL, value TEXT NOT NULL,
-        time_ms INTEGER NOT NULL, writer INTEGER NOT NULL, sequence INTEGER NOT NULL,
-        PRIMARY KEY (account, region, attribute, value, time_ms, writer, sequence)
+    CREATE TABLE block (
+        day INTEGER NOT NULL, term INTEGER NOT NULL, second INTEGER NOT NULL, position INTEGER NOT NULL,
+        entries BLOB NOT NULL,
+        PRIMARY KEY (day, term, second, position)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE cursor (writer INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, hash BLOB NOT NULL) STRICT;
-    PRAGMA user_version = 2;
+    PRAGMA user_version = 3;
 ";
 
 /// How far a writer's log is in the index.
@@ -38,144 +49,199 @@ pub(super) struct Cursor {
     pub(super) hash: [u8; 32],
 }
 
+/// Its calls block.
 pub(super) struct Index {
-    pool: SqlitePool,
+    feed: Shared,
+    /// Another one, so that lookups do not wait for the feed.
+    lookups: Shared,
 }
+
+/// None once it is closed.
+type Shared = Mutex<Option<Connection>>;
 
 impl Index {
     /// Opens the file, made where it is missing; one that is damaged or of
     /// another layout is an error.
-    pub(super) async fn open(file: &Path) -> sqlx::Result<Self> {
-        create_private(file)?;
-        let options = SqliteConnectOptions::new()
-            .filename(file)
-            .busy_timeout(Duration::from_millis(BUSY_TIMEOUT_MS))
-            // The log has it all: a power failure costs at most some catching up.
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
-            .disable_statement_logging();
-        let pool = SqlitePoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(Duration::from_millis(BUSY_TIMEOUT_MS))
-            .connect_with(options)
-            .await?;
-        let layout: i64 = query_scalar("PRAGMA user_version").fetch_one(&pool).await?;
-        match layout {
+    pub(super) fn open(file: &Path) -> Result<Self, IndexError> {
+        create_private(file).map_err(IndexError::File)?;
+        let feed = connect(file)?;
+        // The log has it all: a power failure costs at most some catching up.
+        feed.pragma_update(None, "journal_mode", "WAL")?;
+        feed.pragma_update(None, "synchronous", "NORMAL")?;
+        match feed.pragma_query_value(None, "user_version", |row| row.get(0))? {
             LAYOUT => {}
-            0 => {
-                sqlx::raw_sql(TABLES).execute(&pool).await?;
-            }
-            other => return Err(sqlx::Error::Protocol(format!("layout {other}"))),
+            0 => feed.execute_batch(TABLES)?,
+            other => return Err(IndexError::Layout(other)),
         }
-        Ok(Index { pool })
+        Ok(Index { feed: Mutex::new(Some(feed)), lookups: Mutex::new(Some(connect(file)?)) })
     }
 
     /// Removes the file and makes a new one.
-    pub(super) async fn create(file: &Path) -> sqlx::Result<Self> {
-        remove_database(file)?;
-        Self::open(file).await
+    pub(super) fn create(file: &Path) -> Result<Self, IndexError> {
+        remove_database(file).map_err(IndexError::File)?;
+        Self::open(file)
     }
 
-    pub(super) async fn close(&self) {
-        self.pool.close().await;
+    /// Later calls fail.
+    pub(super) fn close(&self) {
+        for connection in [&self.lookups, &self.feed] {
+            drop(connection.lock().take());
+        }
     }
 
-    pub(super) async fn cursors(&self) -> sqlx::Result<Vec<Cursor>> {
-        let rows: Vec<(u32, i64, Vec<u8>)> =
-            query_as("SELECT writer, sequence, hash FROM cursor").fetch_all(&self.pool).await?;
-        let cursor = |(writer, sequence, hash): (u32, i64, Vec<u8>)| Cursor {
-            position: position(writer, sequence),
-            // No event has a hash of another length, or of zeroes.
-            hash: hash.try_into().unwrap_or_default(),
+    pub(super) fn cursors(&self) -> Result<Vec<Cursor>, IndexError> {
+        let feed = self.feed.lock();
+        let feed = feed.as_ref().ok_or(IndexError::Closed)?;
+        let mut cursors = feed.prepare_cached("SELECT writer, sequence, hash FROM cursor")?;
+        let cursor = |row: &rusqlite::Row<'_>| {
+            let (sequence, hash): (i64, Vec<u8>) = (row.get(1)?, row.get(2)?);
+            Ok(Cursor {
+                position: Position { writer: row.get(0)?, sequence: sequence.unsigned_abs() },
+                // No event has a hash of another length, or of zeroes.
+                hash: hash.try_into().unwrap_or_default(),
+            })
         };
-        Ok(rows.into_iter().map(cursor).collect())
+        Ok(cursors.query_map([], cursor)?.collect::<rusqlite::Result<_>>()?)
     }
 
     /// Takes in events and moves their writer's cursor, both or neither.
-    pub(super) async fn add(&self, events: &[StoredEvent], cursor: Cursor) -> sqlx::Result<()> {
-        let entries = serde_json::to_string(&entries(events)).map_err(|e| sqlx::Error::Encode(e.into()))?;
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        query(
-            "INSERT OR IGNORE INTO entry (account, region, attribute, value, time_ms, writer, sequence)
-             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
-             FROM json_each(?)",
-        )
-        .bind(entries)
-        .execute(&mut *transaction)
-        .await?;
-        query("INSERT OR REPLACE INTO cursor (writer, sequence, hash) VALUES (?, ?, ?)")
-            .bind(cursor.position.writer)
-            .bind(stored(cursor.position.sequence))
-            .bind(cursor.hash.to_vec())
-            .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await
+    pub(super) fn add(&self, events: &[StoredEvent], cursor: Cursor) -> Result<(), IndexError> {
+        const BLOCK: &str = "INSERT OR IGNORE INTO block (day, term, second, position, entries)
+            VALUES (?1, ?2, ?3, ?4, ?5)";
+        const CURSOR: &str = "INSERT OR REPLACE INTO cursor (writer, sequence, hash) VALUES (?1, ?2, ?3)";
+        let blocks = blocks(events);
+        let mut feed = self.feed.lock();
+        let transaction = feed.as_mut().ok_or(IndexError::Closed)?.transaction()?;
+        for ((day, term, second), block) in blocks {
+            let values = params![day, term, second, block.position, block.entries];
+            transaction.prepare_cached(BLOCK)?.execute(values)?;
+        }
+        let Cursor { position: Position { writer, sequence }, hash } = cursor;
+        let sequence = i64::try_from(sequence).unwrap_or(i64::MAX);
+        transaction.prepare_cached(CURSOR)?.execute(params![writer, sequence, hash])?;
+        Ok(transaction.commit()?)
     }
 
-    /// The newest entries that fit, one more than the limit where there are more.
-    pub(super) async fn find(&self, lookup: &Lookup) -> sqlx::Result<Vec<PageCursor>> {
-        let (attribute, value) = match &lookup.attribute {
-            Some((attribute, value)) => (attribute.code(), value.as_str()),
-            None => (0, ""),
-        };
-        let last = PageCursor {
+    /// The newest entries that fit, newest first, one more than the limit where
+    /// there are more.
+    pub(super) fn find(&self, lookup: &Lookup) -> Result<Vec<PageCursor>, IndexError> {
+        let attribute = lookup.attribute.as_ref().map(|(attribute, value)| (*attribute, value.as_str()));
+        let term = term(&lookup.account, &lookup.region, attribute);
+        let end = PageCursor {
             time_ms: lookup.end_ms,
             position: Position { writer: u32::MAX, sequence: u64::MAX },
         };
-        let before = lookup.before.map_or(last, |before| before.min(last));
-        let rows: Vec<(i64, u32, i64)> = query_as(
-            "SELECT time_ms, writer, sequence FROM entry
-             WHERE account = ? AND region = ? AND attribute = ? AND value = ?
-               AND time_ms >= ? AND (time_ms, writer, sequence) < (?, ?, ?)
-             ORDER BY time_ms DESC, writer DESC, sequence DESC LIMIT ?",
-        )
-        .bind(&lookup.account)
-        .bind(&lookup.region)
-        .bind(attribute)
-        .bind(value)
-        .bind(lookup.start_ms)
-        .bind(before.time_ms)
-        .bind(before.position.writer)
-        .bind(stored(before.position.sequence))
-        .bind(i64::from(lookup.limit) + 1)
-        .fetch_all(&self.pool)
-        .await?;
-        let entry =
-            |(time_ms, writer, sequence)| PageCursor { time_ms, position: position(writer, sequence) };
-        Ok(rows.into_iter().map(entry).collect())
+        let before = lookup.before.map_or(end, |before| before.min(end));
+        let (earliest, latest) = (second_of(lookup.start_ms), second_of(before.time_ms));
+        let wanted = usize::try_from(lookup.limit).unwrap_or(usize::MAX).saturating_add(1);
+        let fits = |entry: &PageCursor| entry.time_ms >= lookup.start_ms && *entry < before;
+
+        let lookups = self.lookups.lock();
+        let lookups = lookups.as_ref().ok_or(IndexError::Closed)?;
+        let mut found: Vec<PageCursor> = Vec::new();
+        let mut until = Some(day_of(latest));
+        while let Some(day) = newest_day(lookups, until)?
+            && day >= day_of(earliest)
+        {
+            let mut blocks = lookups.prepare_cached(
+                "SELECT second, entries FROM block
+                 WHERE day = ?1 AND term = ?2 AND second BETWEEN ?3 AND ?4 ORDER BY second DESC",
+            )?;
+            let mut rows = blocks.query(params![day, term, earliest, latest])?;
+            let mut reading = None;
+            while let Some(row) = rows.next()? {
+                let second: i64 = row.get(0)?;
+                if reading.replace(second) != Some(second) && found.len() >= wanted {
+                    break;
+                }
+                let entries = row.get_ref(1)?.as_blob().unwrap_or_default();
+                found.extend(entries.chunks_exact(ENTRY_BYTES).map(|entry| read(second, entry)).filter(fits));
+            }
+            until = if found.len() >= wanted { None } else { day.checked_sub(1) };
+        }
+        found.sort_unstable_by(|one, other| other.cmp(one));
+        found.truncate(wanted);
+        Ok(found)
     }
 }
 
-/// A row of the entry table.
-type Entry = (String, String, i64, String, i64, u32, u64);
-
-/// In the table's order, which makes neighbours of what is written to one page.
-fn entries(events: &[StoredEvent]) -> Vec<Entry> {
-    let mut entries: Vec<Entry> = events.iter().flat_map(entries_of).collect();
-    entries.sort_unstable();
-    entries
+fn connect(file: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(file, flags)?;
+    connection.busy_timeout(Duration::from_millis(BUSY_TIMEOUT_MS))?;
+    Ok(connection)
 }
 
-fn entries_of(event: &StoredEvent) -> Vec<Entry> {
-    let Some(found) = attributes(&event.record) else {
-        tracing::error!(position = %event.position, "an event is no CloudTrail record and cannot be looked up");
-        return Vec::new();
-    };
-    let Position { writer, sequence } = event.position;
-    let values = found.values.into_iter().map(|(attribute, value)| (attribute.code(), value));
-    std::iter::once((0, String::new()))
-        .chain(values)
-        .map(|(attribute, value)| {
-            let (account, region) = (found.account.clone(), found.region.clone());
-            (account, region, attribute, value, event.time_ms, writer, sequence)
-        })
-        .collect()
+/// The newest day with entries that is not after `until`.
+fn newest_day(index: &Connection, until: Option<i64>) -> rusqlite::Result<Option<i64>> {
+    let Some(until) = until else { return Ok(None) };
+    index.prepare_cached("SELECT max(day) FROM block WHERE day <= ?1")?.query_row([until], |row| row.get(0))
 }
 
-fn stored(sequence: u64) -> i64 {
-    i64::try_from(sequence).unwrap_or(i64::MAX)
+/// Entries of one term and second.
+struct Block {
+    position: i64,
+    entries: Vec<u8>,
 }
 
-fn position(writer: u32, sequence: i64) -> Position {
-    Position { writer, sequence: u64::try_from(sequence).unwrap_or(0) }
+/// By day, term and second: in the table's order, which makes neighbours of
+/// what is written to one page.
+fn blocks(events: &[StoredEvent]) -> BTreeMap<(i64, i64, i64), Block> {
+    let mut blocks = BTreeMap::new();
+    for event in events {
+        let Some(found) = attributes(&event.record) else {
+            tracing::error!(position = %event.position, "an event is no CloudTrail record and cannot be looked up");
+            continue;
+        };
+        let position = pack(event.position);
+        let second = second_of(event.time_ms);
+        let attributes = found.values.iter().map(|(attribute, value)| Some((*attribute, value.as_str())));
+        for attribute in std::iter::once(None).chain(attributes) {
+            let term = term(&found.account, &found.region, attribute);
+            let place = (day_of(second), term, second);
+            let block = blocks.entry(place).or_insert_with(|| Block { position, entries: Vec::new() });
+            write(&mut block.entries, event.time_ms, position);
+        }
+    }
+    blocks
+}
+
+fn second_of(time_ms: i64) -> i64 {
+    time_ms.div_euclid(SECOND_MS)
+}
+
+fn day_of(second: i64) -> i64 {
+    second.div_euclid(DAY_SECONDS)
+}
+
+fn write(entries: &mut Vec<u8>, time_ms: i64, position: i64) {
+    let entry = position.to_be_bytes();
+    // One event may have the same value twice.
+    if !entries.ends_with(&entry) {
+        entries.extend((time_ms.rem_euclid(SECOND_MS) as u16).to_be_bytes());
+        entries.extend(entry);
+    }
+}
+
+/// An entry of [`ENTRY_BYTES`].
+fn read(second: i64, entry: &[u8]) -> PageCursor {
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |number, byte| (number << 8) | i64::from(*byte));
+    let (millisecond, position) = entry.split_at(2);
+    PageCursor {
+        time_ms: second.saturating_mul(SECOND_MS).saturating_add(number(millisecond)),
+        position: unpack(number(position)),
+    }
+}
+
+/// What is looked up together, in eight bytes. Two that share a term are told
+/// apart by the events themselves ([`Lookup::fits`]).
+fn term(account: &str, region: &str, attribute: Option<(Attribute, &str)>) -> i64 {
+    let (code, value) = attribute.map_or((0, ""), |(attribute, value)| (attribute.code(), value));
+    let mut hash = Sha256::new();
+    for field in [account, region, value] {
+        hash.update((field.len() as u64).to_be_bytes());
+        hash.update(field);
+    }
+    hash.update(code.to_be_bytes());
+    hash.finalize().iter().take(8).fold(0, |term, byte| (term << 8) | i64::from(*byte))
 }

@@ -12,10 +12,10 @@ use super::{OpenError, sql};
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations/sqlite");
 
 /// How long a connection waits for another's lock.
-const BUSY_TIMEOUT_MS: u64 = 5_000;
+pub(super) const BUSY_TIMEOUT_MS: u64 = 5_000;
 /// How long the check at start may take; a log of many gigabytes is checked in
 /// part then, and in full by [`check_fully`].
-const START_CHECK_TIMEOUT_MS: u64 = 10_000;
+const START_CHECK_TIMEOUT_MS: u64 = 1_000;
 /// SQLite's virtual machine instructions between two looks at the clock.
 const PROGRESS_STEPS: i32 = 1_000;
 
@@ -29,17 +29,9 @@ pub(super) fn options(file: &Path) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
-/// The one connection that writes: each COMMIT is on the disk when it returns,
-/// and what is deleted is overwritten.
-pub(super) fn writer_options(file: &Path, max_pages: Option<u32>) -> SqliteConnectOptions {
-    let options = options(file)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .pragma("secure_delete", "ON");
-    match max_pages {
-        Some(pages) => options.pragma("max_page_count", pages.to_string()),
-        None => options,
-    }
+/// What makes and migrates the schema.
+pub(super) fn migration_options(file: &Path) -> SqliteConnectOptions {
+    options(file).journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full)
 }
 
 /// The schema's version in the database: None where it has no schema of ours.

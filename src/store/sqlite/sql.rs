@@ -1,10 +1,8 @@
-//! Every statement on the store's tables.
+//! What is read from the store's tables; [`super::write`] writes them.
 
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection, SqliteExecutor, query, query_as, query_scalar};
+use sqlx::{SqliteExecutor, query, query_as, query_scalar};
 
-use crate::store::{
-    Change, Effect, GENESIS_HASH, Kind, Position, Row, RowId, SignedHead, StoreError, StoredEvent, Writer,
-};
+use crate::store::{GENESIS_HASH, Kind, Position, Row, RowId, SignedHead, StoreError, StoredEvent, Writer};
 
 /// Bits of a position that hold the sequence: enough for 8,900 years at 1,000 events a second.
 const SEQUENCE_BITS: u32 = 48;
@@ -12,20 +10,17 @@ const SEQUENCE_BITS: u32 = 48;
 const SEQUENCE_MAX: u64 = (1 << SEQUENCE_BITS) - 1;
 /// The last writer that fits beside the sequence in a positive i64.
 pub(super) const WRITER_MAX: u32 = 0x7fff;
-/// The most events that one INSERT takes. Smaller ones take powers of two, so
-/// that there are only a few statements and all of them stay prepared.
-const INSERT_EVENTS: usize = 64;
 
 /// A position as the rowid of its event. What does not fit becomes the last
 /// position, which no event ever has.
-pub(super) fn pack(position: Position) -> i64 {
+pub(crate) fn pack(position: Position) -> i64 {
     let writer = i64::from(position.writer.min(WRITER_MAX));
     let sequence = i64::try_from(position.sequence.min(SEQUENCE_MAX)).unwrap_or(i64::MAX);
     (writer << SEQUENCE_BITS) | sequence
 }
 
 /// The position of a rowid.
-pub(super) fn unpack(rowid: i64) -> Position {
+pub(crate) fn unpack(rowid: i64) -> Position {
     let bits = u64::try_from(rowid).unwrap_or(0);
     Position {
         writer: u32::try_from(bits >> SEQUENCE_BITS).unwrap_or(u32::MAX),
@@ -43,7 +38,7 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
 }
 
 /// Whether SQLite says that the file is damaged (SQLITE_CORRUPT, SQLITE_NOTADB).
-pub(crate) fn is_damage(error: &sqlx::Error) -> bool {
+pub(super) fn is_damage(error: &sqlx::Error) -> bool {
     matches!(result_code(error), Some(11 | 26))
 }
 
@@ -192,122 +187,7 @@ pub(super) async fn due(
         .map(|rows| rows_of(kind, rows))
 }
 
-/// Makes the changes of one commit, all or none: the outer result is the
-/// group's transaction, the inner one this commit alone.
-pub(super) async fn apply(
-    db: &mut SqliteConnection,
-    changes: Vec<Change>,
-) -> Result<Result<Vec<Effect>, StoreError>, StoreError> {
-    if changes.is_empty() {
-        return Ok(Ok(Vec::new()));
-    }
-    query("SAVEPOINT one").execute(&mut *db).await.map_err(failed)?;
-    let mut effects = Vec::with_capacity(changes.len());
-    for change in changes {
-        match apply_one(db, change).await {
-            Ok(effect) => effects.push(effect),
-            Err(error) => {
-                // SQLite ends the whole transaction by itself on a full disk;
-                // then there is no savepoint left and the group fails with it.
-                let undone = query("ROLLBACK TO one").execute(&mut *db).await;
-                undone.map_err(|_| error.clone())?;
-                query("RELEASE one").execute(&mut *db).await.map_err(failed)?;
-                return Ok(Err(error));
-            }
-        }
-    }
-    query("RELEASE one").execute(&mut *db).await.map_err(failed)?;
-    Ok(Ok(effects))
-}
-
-async fn apply_one(db: &mut SqliteConnection, change: Change) -> Result<Effect, StoreError> {
-    let (id, changed, effect) = match change {
-        Change::Put(row) => {
-            let effect = Effect { row: row.id.clone(), version: row.version, mac: hex::encode(&row.mac) };
-            (row.id.clone(), put(db, row).await?, effect)
-        }
-        Change::Delete { id, expected } => {
-            let effect = Effect { row: id.clone(), version: 0, mac: String::new() };
-            let changed = delete(db, &id, expected).await?;
-            (id, changed, effect)
-        }
-    };
-    match changed {
-        0 => Err(StoreError::Conflict(id)),
-        _ => Ok(effect),
-    }
-}
-
-/// How many rows it wrote: 0 where another version is there.
-async fn put(db: &mut SqliteConnection, row: Row) -> Result<u64, StoreError> {
-    let version = stored_version(row.version)?;
-    let statement = match version {
-        1 => query(
-            "INSERT INTO row (parent, due_ms, version, body, mac, kind, region, account, id)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        ),
-        _ => query(
-            "UPDATE row SET parent = ?, due_ms = ?, version = ?, body = ?, mac = ?
-             WHERE kind = ? AND region = ? AND account = ? AND id = ? AND version = ?",
-        ),
-    };
-    let statement = statement
-        .bind(row.parent)
-        .bind(row.due_ms)
-        .bind(version)
-        .bind(row.body)
-        .bind(row.mac)
-        .bind(row.id.kind.as_str())
-        .bind(row.id.region)
-        .bind(row.id.account)
-        .bind(row.id.id);
-    let statement = if version == 1 { statement } else { statement.bind(version - 1) };
-    statement.execute(db).await.map(|done| done.rows_affected()).map_err(failed)
-}
-
-async fn delete(db: &mut SqliteConnection, id: &RowId, expected: u64) -> Result<u64, StoreError> {
-    query("DELETE FROM row WHERE kind = ? AND region = ? AND account = ? AND id = ? AND version = ?")
-        .bind(id.kind.as_str())
-        .bind(&id.region)
-        .bind(&id.account)
-        .bind(&id.id)
-        .bind(stored_version(expected)?)
-        .execute(db)
-        .await
-        .map(|done| done.rows_affected())
-        .map_err(failed)
-}
-
-fn stored_version(version: u64) -> Result<i64, StoreError> {
-    match i64::try_from(version) {
-        Ok(version) if version > 0 => Ok(version),
-        _ => Err(StoreError::Failed(format!("{version} is no row's version"))),
-    }
-}
-
 // Events
-
-/// Appends in one statement per power of two, without an index to keep.
-pub(super) async fn append(db: &mut SqliteConnection, events: Vec<StoredEvent>) -> sqlx::Result<()> {
-    let mut events = events.into_iter();
-    while events.len() > 0 {
-        let count = (1 << events.len().ilog2()).min(INSERT_EVENTS);
-        QueryBuilder::<Sqlite>::new("INSERT INTO event (position, id, time_ms, record, effects, hash) ")
-            .push_values(events.by_ref().take(count), |mut values, event| {
-                values
-                    .push_bind(pack(event.position))
-                    .push_bind(event.id)
-                    .push_bind(event.time_ms)
-                    .push_bind(event.record)
-                    .push_bind(event.effects)
-                    .push_bind(event.hash.to_vec());
-            })
-            .build()
-            .execute(&mut *db)
-            .await?;
-    }
-    Ok(())
-}
 
 type EventColumns = (i64, String, i64, String, String, Vec<u8>);
 
@@ -376,21 +256,6 @@ pub(super) async fn last_event(db: impl SqliteExecutor<'_>) -> sqlx::Result<Opti
 
 // Heads
 
-pub(super) async fn insert_head(db: impl SqliteExecutor<'_>, head: SignedHead) -> sqlx::Result<()> {
-    query(
-        "INSERT INTO head (position, hash, time_ms, signature) VALUES (?, ?, ?, ?)
-         ON CONFLICT DO UPDATE SET hash = excluded.hash, time_ms = excluded.time_ms,
-                                   signature = excluded.signature",
-    )
-    .bind(pack(head.position))
-    .bind(head.hash.to_vec())
-    .bind(head.time_ms)
-    .bind(head.signature)
-    .execute(db)
-    .await
-    .map(drop)
-}
-
 pub(super) async fn heads(
     db: impl SqliteExecutor<'_>,
     after: Position,
@@ -452,19 +317,6 @@ pub(super) async fn unacknowledged_restore(
         .fetch_optional(db)
         .await
         .map(Option::flatten)
-}
-
-pub(super) async fn acknowledge_restore(
-    db: impl SqliteExecutor<'_>,
-    writer: u32,
-    now_ms: i64,
-) -> sqlx::Result<()> {
-    query("UPDATE writer SET acknowledged_ms = ? WHERE id = ?")
-        .bind(now_ms)
-        .bind(writer)
-        .execute(db)
-        .await
-        .map(drop)
 }
 
 #[cfg(test)]

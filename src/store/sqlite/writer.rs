@@ -1,13 +1,17 @@
-//! Group commit: one task, one connection, one fsync for all that wait.
+//! Group commit: one thread, one connection, one fsync for all that wait.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
-use sqlx::{ConnectOptions, Connection, SqliteConnection, query};
+use rusqlite::Connection;
+use sqlx::{ConnectOptions, SqliteConnection};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::folder::{FolderLock, Space};
-use super::{now_ms, schema, sql};
+use super::recent::Recent;
+use super::{OpenError, now_ms, schema, sql, write};
 use crate::store::{
     Change, Commit, Effect, GENESIS_HASH, NewEvent, Position, SignedHead, StoreError, StoredEvent, Writer,
     chain_hash,
@@ -62,15 +66,18 @@ pub(super) async fn log_end(db: &mut SqliteConnection, writer: Writer) -> sqlx::
 }
 
 /// The writer: everything that changes the database goes through it.
-pub(super) struct WriterTask {
+pub(super) struct WriterThread {
     /// None after a failure, until it is opened again.
-    db: Option<SqliteConnection>,
+    db: Option<Connection>,
     file: PathBuf,
     max_pages: Option<u32>,
     end: LogEnd,
     announce: watch::Sender<Position>,
     jobs: mpsc::Receiver<Job>,
     space: Arc<Space>,
+    recent: Arc<Recent>,
+    /// Where the log's end is read again after a failure.
+    runtime: Handle,
     // INVARIANT: held until the connection above is closed; fields drop in order.
     _lock: FolderLock,
 }
@@ -84,40 +91,60 @@ struct Batch {
     close: bool,
 }
 
-impl WriterTask {
-    /// The task, and where its log ends.
-    pub(super) fn new(
-        db: SqliteConnection,
+/// What a transaction made durable.
+struct Written {
+    /// Each commit's own outcome.
+    outcomes: Vec<Result<Position, StoreError>>,
+    events: Vec<StoredEvent>,
+    /// The log's new end.
+    end: LogEnd,
+}
+
+impl WriterThread {
+    /// Starts the thread, and tells where its log ends.
+    pub(super) fn start(
         lock: FolderLock,
         file: &Path,
         max_pages: Option<u32>,
         end: LogEnd,
         jobs: mpsc::Receiver<Job>,
         space: Arc<Space>,
-    ) -> (Self, watch::Receiver<Position>) {
+        recent: Arc<Recent>,
+    ) -> Result<(JoinHandle<()>, watch::Receiver<Position>), OpenError> {
+        let failed = |error: String| OpenError::Database { file: file.to_owned(), error };
+        let db = write::open(file, max_pages).map_err(|error| failed(error.to_string()))?;
         let (announce, announced) = watch::channel(end.position);
-        let file = file.to_owned();
-        (WriterTask { db: Some(db), file, max_pages, end, announce, jobs, space, _lock: lock }, announced)
+        let (file, runtime) = (file.to_owned(), Handle::current());
+        let writer = WriterThread {
+            db: Some(db),
+            file: file.clone(),
+            max_pages,
+            end,
+            announce,
+            jobs,
+            space,
+            recent,
+            runtime,
+            _lock: lock,
+        };
+        let thread = std::thread::Builder::new().name("store-writer".into()).spawn(|| writer.run());
+        Ok((thread.map_err(|error| OpenError::Database { file, error: error.to_string() })?, announced))
     }
 
     /// Works until it is told to close or nobody is left who could ask.
-    pub(super) async fn run(mut self) {
-        while let Some(first) = self.jobs.recv().await {
+    fn run(mut self) {
+        while let Some(first) = self.jobs.blocking_recv() {
             let batch = self.gather(first);
-            self.commit(batch.commits).await;
+            self.commit(batch.commits);
             for job in batch.others {
-                self.other(job).await;
+                self.other(job);
             }
             if batch.close {
                 // What is still in the queue is carried out; nothing more comes in.
                 self.jobs.close();
             }
         }
-        if let Some(db) = self.db.take()
-            && let Err(error) = db.close().await
-        {
-            tracing::error!(%error, "closing the database failed");
-        }
+        self.disconnect();
     }
 
     /// Takes what waits, up to the limits, and leaves out what nobody waits for any more.
@@ -141,14 +168,16 @@ impl WriterTask {
         batch
     }
 
-    async fn commit(&mut self, group: Vec<(Commit, Reply<Position>)>) {
+    fn commit(&mut self, group: Vec<(Commit, Reply<Position>)>) {
         if group.is_empty() {
             return;
         }
         let (commits, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-        let outcomes = match self.write(commits).await {
-            Ok((outcomes, end)) => {
+        let outcomes = match self.write(commits) {
+            Ok(Written { outcomes, events, end }) => {
                 self.end = end;
+                // Before it is announced that they are there.
+                self.recent.push(events);
                 self.announce.send_replace(end.position);
                 if outcomes.iter().any(|outcome| matches!(outcome, Err(StoreError::Full))) {
                     self.space.ran_out();
@@ -156,7 +185,7 @@ impl WriterTask {
                 outcomes
             }
             Err(error) => {
-                self.recover(&error).await;
+                self.recover(&error);
                 vec![Err(error); replies.len()]
             }
         };
@@ -166,23 +195,22 @@ impl WriterTask {
         }
     }
 
-    /// One transaction for all: each commit's own outcome, and the log's new end.
-    async fn write(
-        &mut self,
-        commits: Vec<Commit>,
-    ) -> Result<(Vec<Result<Position, StoreError>>, LogEnd), StoreError> {
-        let (db, mut end) = self.connection().await?;
-        query("BEGIN IMMEDIATE").execute(&mut *db).await.map_err(sql::failed)?;
+    /// One transaction for all.
+    fn write(&mut self, commits: Vec<Commit>) -> Result<Written, StoreError> {
+        let (db, mut end) = self.connection()?;
+        write::run(db, "BEGIN IMMEDIATE").map_err(write::failed)?;
         let mut outcomes = Vec::with_capacity(commits.len());
-        let mut events = Vec::with_capacity(commits.len());
+        let mut appended = Vec::with_capacity(commits.len());
         for Commit { changes, events: new } in commits {
-            let outcome = match sql::apply(db, changes).await? {
+            let outcome = match write::apply(db, changes)? {
                 Ok(effects) => {
                     let mut effects = effects_text(&effects)?;
                     for event in new {
                         // Only the first event carries the effects.
                         let effects = std::mem::replace(&mut effects, NO_EFFECTS.into());
-                        events.push(end.append(event, effects));
+                        let event = end.append(event, effects);
+                        write::append(db, &event).map_err(write::failed)?;
+                        appended.push(event);
                     }
                     Ok(end.position)
                 }
@@ -190,49 +218,50 @@ impl WriterTask {
             };
             outcomes.push(outcome);
         }
-        sql::append(db, events).await.map_err(sql::failed)?;
-        query("COMMIT").execute(db).await.map_err(sql::failed)?;
-        Ok((outcomes, end))
+        write::run(db, "COMMIT").map_err(write::failed)?;
+        Ok(Written { outcomes, events: appended, end })
     }
 
-    async fn other(&mut self, job: Job) {
+    fn other(&mut self, job: Job) {
         match job {
             Job::SignHead { head, reply } => {
-                let done = match self.connection().await {
-                    Ok((db, _)) => sql::insert_head(db, head).await.map_err(sql::failed),
-                    Err(error) => Err(error),
-                };
-                self.answer(reply, done).await;
+                let done = self
+                    .connection()
+                    .and_then(|(db, _)| write::insert_head(db, &head).map_err(write::failed));
+                self.answer(reply, done);
             }
             Job::AcknowledgeRestore { reply } => {
                 let writer = self.end.writer.id;
-                let done = match self.connection().await {
-                    Ok((db, _)) => sql::acknowledge_restore(db, writer, now_ms()).await.map_err(sql::failed),
-                    Err(error) => Err(error),
-                };
-                self.answer(reply, done).await;
+                let done = self.connection().and_then(|(db, _)| {
+                    write::acknowledge_restore(db, writer, now_ms()).map_err(write::failed)
+                });
+                self.answer(reply, done);
             }
             // They are in the batch's other fields.
             Job::Commit { .. } | Job::Close => {}
         }
     }
 
-    async fn answer(&mut self, reply: Reply<()>, done: Result<(), StoreError>) {
+    fn answer(&mut self, reply: Reply<()>, done: Result<(), StoreError>) {
         if let Err(error) = &done {
-            self.recover(error).await;
+            self.recover(error);
         }
         reply.send(done).ok();
     }
 
     /// The connection, opened again after a failure. What the database then
     /// says is the log's end, whatever the failure left open.
-    async fn connection(&mut self) -> Result<(&mut SqliteConnection, LogEnd), StoreError> {
+    fn connection(&mut self) -> Result<(&Connection, LogEnd), StoreError> {
         let db = match self.db.take() {
             Some(db) => db,
             None => {
-                let options = schema::writer_options(&self.file, self.max_pages);
-                let mut db = options.connect().await.map_err(sql::failed)?;
-                self.end = log_end(&mut db, self.end.writer).await.map_err(sql::failed)?;
+                let db = write::open(&self.file, self.max_pages).map_err(write::failed)?;
+                let read = async {
+                    let mut db = schema::options(&self.file).read_only(true).connect().await?;
+                    let end = log_end(&mut db, self.end.writer).await?;
+                    sqlx::Connection::close(db).await.map(|()| end)
+                };
+                self.end = self.runtime.block_on(read).map_err(sql::failed)?;
                 self.announce.send_replace(self.end.position);
                 db
             }
@@ -241,16 +270,20 @@ impl WriterTask {
     }
 
     /// After a failed write: the transaction goes with its connection.
-    async fn recover(&mut self, error: &StoreError) {
+    fn recover(&mut self, error: &StoreError) {
         tracing::error!(%error, "a write to the database failed");
-        if let Some(db) = self.db.take()
-            && let Err(error) = db.close().await
-        {
-            tracing::warn!(%error, "closing the database after a failure failed");
-        }
+        self.disconnect();
         match error {
             StoreError::Full => self.space.ran_out(),
             _ => self.space.refresh(),
+        }
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(db) = self.db.take()
+            && let Err((_, error)) = db.close()
+        {
+            tracing::warn!(%error, "closing the database failed");
         }
     }
 }
