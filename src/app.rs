@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::history::History;
+use crate::audit::stream::Tail;
 use crate::audit::trail::Trails;
 use crate::brakes::Brakes;
 use crate::config::Directory;
@@ -40,6 +41,8 @@ pub struct App {
     pub history: Arc<History>,
     /// What trails need while they run.
     pub trails: Trails,
+    /// The newest events, for those who follow the log.
+    pub tail: Arc<Tail>,
     /// What time it is.
     pub clock: Clock,
     /// Calls that run.

@@ -29,6 +29,7 @@ use crate::api::tls::{ClientCaSettings, TlsSettings, TlsState};
 use crate::app::{App, Clock, Unrecorded};
 use crate::audit::head;
 use crate::audit::history::History;
+use crate::audit::stream::Tail;
 use crate::audit::trail::{self, Trails};
 use crate::brakes::{self, Brakes};
 use crate::caller::{Credential, Principal};
@@ -223,6 +224,7 @@ async fn assemble(
         account: account(loaded)?,
         started_ms: Clock.now_ms(),
         recorded_ms,
+        tail: Arc::new(Tail::start(dynamic.clone())),
         store: dynamic,
         registry,
         key_stores,

@@ -137,7 +137,7 @@ impl Operation for StreamEvents {
             principals: set(&request.principals),
         };
         let from = from(call, request).await?;
-        Ok(stream::subscribe(call.app.store.clone(), from, filter, call.app.stopping.clone()))
+        Ok(call.app.tail.subscribe(from, filter, call.app.stopping.clone()))
     }
 }
 
