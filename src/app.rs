@@ -1,5 +1,6 @@
 //! Everything that serves calls.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::history::History;
+use crate::audit::rules::Rules;
 use crate::audit::stream::Tail;
 use crate::audit::trail::Trails;
 use crate::brakes::Brakes;
@@ -23,6 +25,8 @@ use crate::store::Store;
 pub struct App {
     /// The Region that it serves.
     pub region: String,
+    /// Where the store is, and what else the daemon writes.
+    pub data_dir: PathBuf,
     /// The account whose log has what belongs to none.
     pub account: String,
     /// When it was started, milliseconds since the epoch.
@@ -43,6 +47,8 @@ pub struct App {
     pub trails: Trails,
     /// The newest events, for those who follow the log.
     pub tail: Arc<Tail>,
+    /// What goes to targets.
+    pub rules: Rules,
     /// What time it is.
     pub clock: Clock,
     /// Calls that run.

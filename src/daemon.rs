@@ -29,6 +29,7 @@ use crate::api::tls::{ClientCaSettings, TlsSettings, TlsState};
 use crate::app::{App, Clock, Unrecorded};
 use crate::audit::head;
 use crate::audit::history::History;
+use crate::audit::rules::{self, RuleSet, Rules};
 use crate::audit::stream::Tail;
 use crate::audit::trail::{self, Trails};
 use crate::brakes::{self, Brakes};
@@ -221,6 +222,7 @@ async fn assemble(
     let recorded_ms = last_recorded_ms(&*dynamic).await?;
     let app = Arc::new(App {
         region: config.region.clone(),
+        data_dir: config.data_dir.clone(),
         account: account(loaded)?,
         started_ms: Clock.now_ms(),
         recorded_ms,
@@ -231,6 +233,7 @@ async fn assemble(
         identity,
         history,
         trails: Trails::new(config.trail.clone(), &config.region),
+        rules: Rules::new(rule_set(config)),
         clock: Clock,
         tasks: TaskTracker::new(),
         directory: ArcSwap::from_pointee(loaded.directory.clone()),
@@ -321,6 +324,7 @@ impl Background {
         let mut tasks = JoinSet::new();
         tasks.spawn(jobs::run(app.clone(), stop.clone()));
         tasks.spawn(trail::run(app.clone(), stop.clone()));
+        tasks.spawn(rules::run(app.clone(), stop.clone()));
         let (head_app, head_stop) = (app.clone(), stop.clone());
         tasks.spawn(async move { head::run(&head_app, head_stop).await });
         let (members_app, members_stop) = (app.clone(), stop.clone());
@@ -429,6 +433,7 @@ impl Reload {
     fn apply(&self, loaded: Loaded, tls: TlsState) {
         self.gate.set_limits(transport_limits(&loaded.config));
         self.app.brakes.set(brake_limits(&loaded.config));
+        self.app.rules.set(rule_set(&loaded.config));
         self.app.directory.store(Arc::new(loaded.directory.clone()));
         self.front.limits.store(Arc::new(call_limits(&loaded.config)));
         self.authenticator.swap(Some(Arc::new(tls)), resolver(&loaded));
@@ -559,6 +564,10 @@ fn call_limits(config: &Config) -> CallLimits {
         request_timeout: Duration::from_millis(config.limits.request_timeout_ms),
         message_bytes_max: config.limits.message_bytes_max as usize,
     }
+}
+
+fn rule_set(config: &Config) -> RuleSet {
+    RuleSet { rules: config.rules.clone(), targets: config.targets.clone() }
 }
 
 fn brake_limits(config: &Config) -> brakes::Limits {

@@ -404,7 +404,8 @@ impl Registry {
                 | Kind::System
                 | Kind::Trail
                 | Kind::Delivery
-                | Kind::DigestKey => (),
+                | Kind::DigestKey
+                | Kind::Bookmark => (),
             }
         }
     }

@@ -72,6 +72,7 @@ pub(super) fn settings(config: &Config, report: &mut Report<'_>) {
         report.add(&Key::of("aws.plaintext"), text, remedy);
     }
     trail(&config.trail, report);
+    super::rules::check(config, report);
     for (name, module) in &config.modules {
         if !module.library.is_file() {
             let key = Key::of("modules").field(name).field("library");
@@ -116,6 +117,8 @@ fn names(config: &Config, report: &mut Report<'_>) {
     let sections = [
         ("tls.client_cas", config.tls.client_cas.keys().collect::<BTreeSet<_>>()),
         ("modules", config.modules.keys().collect()),
+        ("rules", config.rules.keys().collect()),
+        ("targets", config.targets.keys().collect()),
         ("pins", config.pins.keys().collect()),
     ];
     for (section, names) in sections {

@@ -16,6 +16,7 @@ mod error;
 mod files;
 mod layers;
 mod pins;
+mod rules;
 mod settings;
 mod values;
 
@@ -26,6 +27,7 @@ pub use directory::{ADMINISTRATOR_ACCESS, AccessKey, Account, Directory};
 pub use error::{ConfigError, Problem};
 pub use files::{ClientCaFiles, TlsFiles};
 pub use layers::Flags;
+pub use rules::*;
 pub use settings::*;
 pub use values::{AccountId, FileMode, check_region};
 
@@ -85,6 +87,7 @@ impl Config {
         paths.extend(&mut self.grpc.unix_socket);
         paths.extend(&mut self.trail.folder);
         paths.extend(&mut self.trail.s3.secret_access_key_file);
+        paths.extend(self.targets.values_mut().flat_map(TargetSettings::paths));
         for ca in self.tls.client_cas.values_mut() {
             paths.push(&mut ca.file);
             paths.extend(&mut ca.crl);

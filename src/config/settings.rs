@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::rules::{RuleSettings, TargetSettings};
 use super::values::{self, AccountId, FileMode};
 use crate::caller::PrincipalKind;
 use crate::hsm::{ClusterSettings, ModuleSettings};
@@ -50,6 +51,12 @@ pub struct Config {
     /// How trails deliver.
     #[serde(default)]
     pub trail: TrailSettings,
+    /// Which events go to targets, by name.
+    #[serde(default)]
+    pub rules: BTreeMap<String, RuleSettings>,
+    /// Where they go, by name.
+    #[serde(default)]
+    pub targets: BTreeMap<String, TargetSettings>,
     /// Limits of the HSM layer.
     #[serde(default)]
     pub hsm: ClusterSettings,

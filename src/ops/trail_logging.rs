@@ -2,9 +2,9 @@
 
 use super::prelude::*;
 use super::trail::{TrailName, by_name};
-use crate::audit::trail::{Cursor, Delivery, Pause};
+use crate::audit::follow::Cursor;
+use crate::audit::trail::{Delivery, Pause};
 use crate::proto::cloudtrail;
-use crate::registry::from_store;
 
 /// Pauses that a trail remembers until what was logged before them is
 /// delivered; the oldest go first.
@@ -41,8 +41,9 @@ impl Operation for StartLogging {
                 }
             }
             None => {
-                let delivery =
-                    Delivery { cursor: end(call).await?, taken_ms: call.now_ms, ..Delivery::default() };
+                // It begins behind what is in the log already.
+                let cursor = Cursor::at_end(&*call.app.store).await?;
+                let delivery = Delivery { cursor, taken_ms: call.now_ms, ..Delivery::default() };
                 call.change(Draft::insert(on.delivery_id(), &delivery)?);
             }
         }
@@ -50,17 +51,6 @@ impl Operation for StartLogging {
         call.afterwards(|app| app.trails.changed());
         Ok(cloudtrail::StartLoggingResponse {})
     }
-}
-
-/// Where the log ends, for a trail that begins behind it.
-async fn end(call: &Call) -> Result<Cursor> {
-    let mut cursor = Cursor::default();
-    for writer in call.app.store.writers().await.map_err(from_store)? {
-        // A writer goes on where the one before it ended.
-        writer.follows.into_iter().for_each(|end| cursor.pass(end));
-    }
-    cursor.pass(*call.app.store.end().borrow());
-    Ok(cursor)
 }
 
 /// Ends logging.

@@ -37,11 +37,13 @@ pub enum Kind {
     Delivery,
     /// A key that signs digests. The id is its fingerprint.
     DigestKey,
+    /// How far a reader of the log is. The id is its name.
+    Bookmark,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Key,
         Kind::BackingKey,
         Kind::Alias,
@@ -55,6 +57,7 @@ impl Kind {
         Kind::Trail,
         Kind::Delivery,
         Kind::DigestKey,
+        Kind::Bookmark,
     ];
 
     /// Whether its rows go by themselves, without an event: they answer nobody.
@@ -78,6 +81,7 @@ impl Kind {
             Kind::Trail => "trail",
             Kind::Delivery => "delivery",
             Kind::DigestKey => "digest-key",
+            Kind::Bookmark => "bookmark",
         }
     }
 }

@@ -12,8 +12,9 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::name::Place;
-use super::rows::{Cursor, Pause, Trail};
+use super::rows::{Pause, Trail};
 use super::selector::Selectors;
+use crate::audit::follow::Cursor;
 use crate::error::{Error, Result};
 use crate::registry::from_store;
 use crate::store::{RowId, Store};

@@ -24,6 +24,6 @@ mod status;
 pub mod verify;
 mod worker;
 
-pub use rows::{Cursor, Delivery, DigestKey, Logging, Pause, Trail};
+pub use rows::{Delivery, DigestKey, Logging, Pause, Trail};
 pub use status::{Status, Trails};
 pub use worker::run;

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::digest::Chains;
 use super::log_file::Pending;
 use super::selector::Selectors;
+use crate::audit::follow::Cursor;
 use crate::hsm::{BackingId, Blob};
 use crate::key::StoredHome;
 use crate::registry::Stored;
-use crate::store::{Kind, Position};
+use crate::store::Kind;
 
 /// A trail. Its home Region, account and name are the row's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,27 +68,6 @@ impl Pause {
     /// Whether an event falls into it.
     pub fn contains(&self, time_ms: i64) -> bool {
         self.from_ms <= time_ms && self.until_ms.is_none_or(|until| time_ms < until)
-    }
-}
-
-/// How far a reader of the log is: the last sequence of each writer.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cursor(BTreeMap<u32, u64>);
-
-impl Cursor {
-    /// The last position of a writer that was read.
-    pub fn of(&self, writer: u32) -> Position {
-        Position { writer, sequence: self.0.get(&writer).copied().unwrap_or(0) }
-    }
-
-    /// Moves behind an event.
-    pub fn pass(&mut self, position: Position) {
-        self.0.insert(position.writer, position.sequence);
-    }
-
-    /// The writers that it has read something of.
-    pub fn writers(&self) -> impl Iterator<Item = u32> {
-        self.0.keys().copied()
     }
 }
 

@@ -10,6 +10,7 @@ use super::output::printable;
 use super::{Failure, connection, json, time};
 
 mod lookup;
+mod matching;
 mod tail;
 mod verify;
 
@@ -20,7 +21,7 @@ pub fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .args(connection::args())
-        .subcommands([tail::command(), lookup::command(), verify::command()])
+        .subcommands([tail::command(), lookup::command(), verify::command(), matching::command()])
 }
 
 /// Runs the command that was matched.
@@ -32,7 +33,8 @@ pub async fn run(matches: &ArgMatches) -> Result<ExitCode, Failure> {
         Some(("tail", matches)) => tail::run(matches).await,
         Some(("lookup", matches)) => lookup::run(matches).await,
         Some(("verify", matches)) => verify::run(matches).await,
-        _ => Err(Failure::Usage("name one of tail, lookup and verify".to_owned())),
+        Some(("match", matches)) => matching::run(matches),
+        _ => Err(Failure::Usage("name one of tail, lookup, verify and match".to_owned())),
     }
 }
 

@@ -1,0 +1,187 @@
+//! Readers of the log that remember how far they are.
+//!
+//! Each goes at its own pace: what it has not yet read is in the log, so one
+//! that waits for something slow neither loses events nor keeps others waiting.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::app::App;
+use crate::error::{Error, Result};
+use crate::registry::{Draft, Held, Stored, from_store};
+use crate::store::{Commit, Kind, Position, RowId, Store, StoredEvent};
+
+/// Events that are read at once.
+const READ_EVENTS: u32 = 256;
+/// The wait after the log moved, so that events of the same moment are read together.
+const READ_PAUSE: Duration = Duration::from_millis(3);
+/// How often a place is written down; after a crash as much is read again.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long an HSM may take to seal it.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How far a reader of the log is: the last sequence of each writer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor(BTreeMap<u32, u64>);
+
+impl Cursor {
+    /// Behind everything that is in the log now.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn at_end(store: &dyn Store) -> Result<Cursor> {
+        let mut cursor = Cursor::default();
+        for writer in store.writers().await.map_err(from_store)? {
+            // A writer goes on where the one before it ended.
+            writer.follows.into_iter().for_each(|end| cursor.pass(end));
+        }
+        cursor.pass(*store.end().borrow());
+        Ok(cursor)
+    }
+
+    /// The last position of a writer that was read.
+    pub fn of(&self, writer: u32) -> Position {
+        Position { writer, sequence: self.0.get(&writer).copied().unwrap_or(0) }
+    }
+
+    /// Moves behind an event.
+    pub fn pass(&mut self, position: Position) {
+        self.0.insert(position.writer, position.sequence);
+    }
+
+    /// The writers that it has read something of.
+    pub fn writers(&self) -> impl Iterator<Item = u32> {
+        self.0.keys().copied()
+    }
+}
+
+/// Where a reader is, as a row of its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bookmark {
+    /// The last events that it is done with.
+    pub cursor: Cursor,
+}
+
+impl Stored for Bookmark {
+    const KIND: Kind = Kind::Bookmark;
+}
+
+/// The row of a reader's place.
+pub fn bookmark(app: &App, name: &str) -> RowId {
+    RowId {
+        kind: Kind::Bookmark,
+        region: app.region.clone(),
+        account: app.account.clone(),
+        id: name.to_owned(),
+    }
+}
+
+/// A reader of the log.
+pub struct Follower {
+    app: Arc<App>,
+    id: RowId,
+    saved: Option<Held<Bookmark>>,
+    saved_at: Instant,
+    cursor: Cursor,
+    writers: Vec<u32>,
+    end: watch::Receiver<Position>,
+}
+
+impl Follower {
+    /// The reader of this name: where it was, or at the log's end where there
+    /// was none.
+    ///
+    /// # Errors
+    /// When the store or the HSM fails.
+    pub async fn resume(app: &Arc<App>, name: &str) -> Result<Follower> {
+        let id = bookmark(app, name);
+        let saved = match app.store.row(&id).await.map_err(from_store)? {
+            Some(row) => Some(app.registry.open(row, Instant::now() + SAVE_TIMEOUT).await?),
+            None => None,
+        };
+        let cursor = match &saved {
+            Some(held) => Bookmark::clone(&held.value).cursor,
+            None => Cursor::at_end(&*app.store).await?,
+        };
+        let writers = app.store.writers().await.map_err(from_store)?.into_iter().map(|writer| writer.id);
+        let mut follower = Follower {
+            app: app.clone(),
+            id,
+            saved,
+            saved_at: Instant::now(),
+            cursor,
+            writers: writers.collect(),
+            end: app.store.end(),
+        };
+        if follower.saved.is_none() {
+            follower.write().await?;
+        }
+        Ok(follower)
+    }
+
+    /// The next events, once there are any. They are read again until
+    /// [`Follower::pass`].
+    ///
+    /// # Errors
+    /// When the store fails, or was closed.
+    pub async fn next(&mut self) -> Result<Vec<StoredEvent>> {
+        loop {
+            let own = self.end.borrow_and_update().writer;
+            for writer in &self.writers {
+                let after = self.cursor.of(*writer);
+                let events = self.app.store.events(after, READ_EVENTS).await.map_err(from_store)?;
+                if !events.is_empty() {
+                    return Ok(events);
+                }
+            }
+            // The others' logs have ended.
+            self.writers = vec![own];
+            self.end.changed().await.map_err(|_| Error::internal("the store was closed"))?;
+            tokio::time::sleep(READ_PAUSE).await;
+        }
+    }
+
+    /// Is done with everything up to an event.
+    pub fn pass(&mut self, position: Position) {
+        self.cursor.pass(position);
+    }
+
+    /// How many events of this daemon's are behind its place.
+    pub fn backlog(&self) -> u64 {
+        let end = *self.end.borrow();
+        end.sequence.saturating_sub(self.cursor.of(end.writer).sequence)
+    }
+
+    /// Writes its place down, if the last time is long enough ago.
+    ///
+    /// # Errors
+    /// When the store or the HSM fails.
+    pub async fn save(&mut self) -> Result<()> {
+        let is_new = self.saved.as_ref().is_none_or(|saved| saved.value.cursor != self.cursor);
+        if is_new && self.saved_at.elapsed() >= SAVE_INTERVAL { self.write().await } else { Ok(()) }
+    }
+
+    /// Writes its place down.
+    ///
+    /// # Errors
+    /// When the store or the HSM fails.
+    pub async fn write(&mut self) -> Result<()> {
+        let value = Bookmark { cursor: self.cursor.clone() };
+        let draft = match &self.saved {
+            Some(held) => Draft::replace(held, &value)?,
+            None => Draft::insert(self.id.clone(), &value)?,
+        };
+        let changes = self.app.registry.seal(&[draft], Instant::now() + SAVE_TIMEOUT).await?;
+        // No event: it would have to be read, and that would move the place.
+        self.app.store.commit(Commit { changes, events: Vec::new() }).await.map_err(from_store)?;
+        let version = self.saved.as_ref().map_or(1, |held| held.version + 1);
+        self.saved = Some(Held { id: self.id.clone(), version, value });
+        self.saved_at = Instant::now();
+        Ok(())
+    }
+}
