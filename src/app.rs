@@ -23,8 +23,9 @@ use crate::store::Store;
 
 /// The parts of a daemon, each behind its own interface.
 pub struct App {
-    /// The Region that it serves.
-    pub region: String,
+    /// The Region that is asked where a call names none, and that has the
+    /// daemon's own events. Which others there are, `key_stores` knows.
+    pub region: Arc<str>,
     /// Where the store is, and what else the daemon writes.
     pub data_dir: PathBuf,
     /// The account whose log has what belongs to none.

@@ -26,6 +26,8 @@ pub struct Question<'a> {
     pub app: &'a App,
     /// Who asks.
     pub caller: &'a Caller,
+    /// The Region that is asked.
+    pub region: &'a str,
     /// When, milliseconds since the epoch.
     pub now_ms: i64,
     /// Until when rows may be loaded.
@@ -73,7 +75,7 @@ impl Question<'_> {
         }
         let facts = Facts {
             caller: self.caller,
-            region: &self.app.region,
+            region: self.region,
             now_ms: self.now_ms,
             action,
             request: &brought,

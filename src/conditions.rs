@@ -120,7 +120,8 @@ impl Facts<'_> {
             "kms:keyspec" | "kms:customermasterkeyspec" => Some(key?.spec.text().to_owned()),
             "kms:keyusage" | "kms:customermasterkeyusage" => Some(key?.usage.text().to_owned()),
             "kms:keyorigin" => Some(key?.origin.text().to_owned()),
-            "kms:multiregion" => Some(self.key?.held.id.id.starts_with("mrk-").to_string()),
+            "kms:multiregion" => Some(key?.multi_region.is_some().to_string()),
+            "kms:multiregionkeytype" => Some(key?.multi_region.as_ref()?.key_type().text().to_owned()),
             _ => None,
         }
     }

@@ -1,6 +1,7 @@
 //! `strongroom serve`: configuration, then the parts, then the listeners; and
 //! their orderly end.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -34,9 +35,9 @@ use crate::audit::stream::Tail;
 use crate::audit::trail::{self, Trails};
 use crate::brakes::{self, Brakes};
 use crate::caller::{Credential, Principal};
-use crate::config::{Config, Flags, Loaded, LogFormat, restart_needed};
+use crate::config::{Config, Flags, Loaded, LogFormat, RegionSettings, restart_needed};
 use crate::health;
-use crate::hsm::{Cluster, KeyRules, MemberState, Modules};
+use crate::hsm::{Cluster, KeyRules, MemberSettings, MemberState, Modules};
 use crate::identity::{self, Identity};
 use crate::jobs::{self, ClockGate};
 use crate::key_stores::{KeyStores, connection};
@@ -138,7 +139,7 @@ pub async fn serve_over(
     }
     let emulator = options.development.is_some_and(|development| development.emulator_credentials);
     let keys = AccessKeys::new(&loaded.directory, emulator);
-    let aws = aws::Front::new([app.clone()], keys, front.limits.clone());
+    let aws = aws::Front::new(app.clone(), keys, front.limits.clone());
     let aws_serving = Serving { protocol: aws_protocol(&loaded.config), ..serving.clone() };
     servers.spawn(aws_listener.serve(aws.clone(), aws_serving));
     let pages = operators::router(Arc::new(health::Ready(app.clone())), metrics.clone());
@@ -216,12 +217,18 @@ async fn assemble(
     } else {
         tracing::warn!("no member of the cluster is attached yet: the daemon serves when one is");
     }
-    let key_stores =
-        KeyStores::new(config.clone(), modules, cluster.clone(), [(config.region.clone(), cluster)].into());
+    let region: Arc<str> = config.region.as_str().into();
+    let mut regional = BTreeMap::from([(region.clone(), cluster.clone())]);
+    for (name, settings) in &config.regions {
+        let own = regional_cluster(config, settings, &members, &modules, &cluster)
+            .with_context(|| format!("regions.{name}"))?;
+        regional.insert(name.as_str().into(), own);
+    }
+    let key_stores = KeyStores::new(config.clone(), modules, cluster, regional);
     let history = Arc::new(History::open(&config.data_dir, dynamic.clone()).await?);
     let recorded_ms = last_recorded_ms(&*dynamic).await?;
     let app = Arc::new(App {
-        region: config.region.clone(),
+        region,
         data_dir: config.data_dir.clone(),
         account: account(loaded)?,
         started_ms: Clock.now_ms(),
@@ -247,6 +254,28 @@ async fn assemble(
         store.acknowledge_restore().await?;
     }
     Ok(Assembled { app, store })
+}
+
+/// The HSMs of a further Region: its own, or those of the installation.
+fn regional_cluster(
+    config: &Config,
+    settings: &RegionSettings,
+    installation: &[MemberSettings],
+    modules: &Arc<Modules>,
+    cluster: &Arc<Cluster>,
+) -> anyhow::Result<Arc<Cluster>> {
+    if settings.members.is_empty() {
+        return Ok(cluster.clone());
+    }
+    let mut members = Vec::with_capacity(settings.members.len());
+    for member in &settings.members {
+        if installation.iter().any(|known| known.token == member.token) {
+            bail!("{} is an HSM of `region`: a Region's own HSMs are no other's", member.token);
+        }
+        members.push((member.clone(), config.pin(&member.pin)?));
+    }
+    let identity = cluster.identity().clone();
+    Ok(Cluster::start(modules, members, identity, config.hsm.clone(), KeyRules::DEFAULT)?)
 }
 
 /// How the store is opened.
@@ -327,11 +356,10 @@ impl Background {
         tasks.spawn(rules::run(app.clone(), stop.clone()));
         let (head_app, head_stop) = (app.clone(), stop.clone());
         tasks.spawn(async move { head::run(&head_app, head_stop).await });
-        let (members_app, members_stop) = (app.clone(), stop.clone());
-        tasks.spawn(async move {
-            let health = members_app.key_stores.installation().watch();
-            jobs::members::watch(&members_app, jobs::members::INSTALLATION, health, members_stop).await;
-        });
+        for (name, cluster) in app.key_stores.regional() {
+            let (app, stop) = (app.clone(), stop.clone());
+            tasks.spawn(async move { jobs::members::watch(&app, &name, cluster.watch(), stop).await });
+        }
         tasks.spawn(connection::run(app.clone(), stop.clone()));
         let (check_app, check_stop) = (app.clone(), stop.clone());
         tasks.spawn(async move { jobs::integrity::check(&check_app, check_stop).await });
@@ -417,15 +445,16 @@ impl Reload {
     /// A reload is the operator's word that a refused member may be tried once
     /// more, with its PIN as it is now.
     fn retry_pins(&self, config: &Config) {
-        let cluster = self.app.key_stores.installation();
-        let members = cluster.members();
-        for refused in members.iter().filter(|member| member.state == MemberState::Refused) {
-            let retried = match config.pin(&refused.pin) {
-                Ok(pin) => cluster.retry_pin(&refused.uri, Some(pin)).map_err(anyhow::Error::from),
-                Err(problem) => Err(anyhow::anyhow!("{problem}")),
-            };
-            if let Err(error) = retried {
-                tracing::error!(member = refused.uri, "the member stays refused: {error:#}");
+        for (_, cluster) in self.app.key_stores.regional() {
+            let members = cluster.members();
+            for refused in members.iter().filter(|member| member.state == MemberState::Refused) {
+                let retried = match config.pin(&refused.pin) {
+                    Ok(pin) => cluster.retry_pin(&refused.uri, Some(pin)).map_err(anyhow::Error::from),
+                    Err(problem) => Err(anyhow::anyhow!("{problem}")),
+                };
+                if let Err(error) = retried {
+                    tracing::error!(member = refused.uri, "the member stays refused: {error:#}");
+                }
             }
         }
     }

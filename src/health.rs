@@ -13,6 +13,7 @@ use crate::api::operators::{Check, Readiness};
 use crate::app::App;
 use crate::hsm::{Cluster, MemberHealth, MemberState};
 use crate::jobs::members::INSTALLATION;
+use crate::key_stores::KeyStores;
 use crate::operation::Service;
 
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -21,7 +22,8 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const REDUNDANCY: &str = "redundancy";
 
 /// The answer to /readyz: the store takes work, and a member serves. That a
-/// custom key store has no member is no reason to take the daemon out.
+/// custom key store, or another Region, has no member is no reason to take the
+/// daemon out.
 pub struct Ready(pub Arc<App>);
 
 impl Readiness for Ready {
@@ -40,11 +42,17 @@ impl Readiness for Ready {
         let key_stores = &self.0.key_stores;
         let installation = Strength::of(key_stores.installation());
         let mut checks = vec![disk, installation.check("hsm".to_owned(), installation.serving > 0)];
-        for (id, cluster) in key_stores.in_use() {
+        for (id, cluster) in beside_installation(key_stores) {
             checks.push(Strength::of(&cluster).check(format!("hsm/{id}"), true));
         }
         checks
     }
+}
+
+/// The other clusters: of Regions that have their own, by the Region, and of
+/// custom key stores, by the id.
+fn beside_installation(key_stores: &KeyStores) -> impl Iterator<Item = (String, Arc<Cluster>)> {
+    key_stores.regional().into_iter().skip(1).chain(key_stores.in_use())
 }
 
 /// How many of a cluster's members serve.
@@ -87,7 +95,8 @@ impl Strength {
 }
 
 /// Keeps grpc.health.v1 and the gauges up to date: the service as a whole, each
-/// gRPC service, each connected custom key store by its id, each member by its
+/// gRPC service, each connected custom key store by its id and each Region with
+/// HSMs of its own by its name, each member by its
 /// token's URI, and whether none is out.
 pub async fn report(app: Arc<App>, reporter: HealthReporter, stop: CancellationToken) {
     loop {
@@ -101,7 +110,7 @@ pub async fn report(app: Arc<App>, reporter: HealthReporter, stop: CancellationT
         reporter.set_service_status(REDUNDANCY, status(!degraded)).await;
         gauge!("strongroom_degraded").set(f64::from(u8::from(degraded)));
         Strength::of(app.key_stores.installation()).measure(INSTALLATION);
-        for (id, cluster) in app.key_stores.in_use() {
+        for (id, cluster) in beside_installation(&app.key_stores) {
             let strength = Strength::of(&cluster);
             strength.measure(&id);
             reporter.set_service_status(id, status(strength.serving > 0)).await;

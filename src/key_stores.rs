@@ -42,8 +42,8 @@ pub struct KeyStores {
     /// Where PINs come from.
     config: ArcSwap<Config>,
     installation: Arc<Cluster>,
-    /// By Region.
-    defaults: BTreeMap<String, Arc<Cluster>>,
+    /// By Region: every one that is served.
+    defaults: BTreeMap<Arc<str>, Arc<Cluster>>,
     /// By CustomKeyStoreId, which no two Regions share.
     connected: ArcSwap<HashMap<String, Connection>>,
     /// Clusters that are to be ended.
@@ -66,7 +66,7 @@ impl KeyStores {
         config: Config,
         modules: Arc<Modules>,
         installation: Arc<Cluster>,
-        defaults: BTreeMap<String, Arc<Cluster>>,
+        defaults: BTreeMap<Arc<str>, Arc<Cluster>>,
     ) -> KeyStores {
         KeyStores {
             modules,
@@ -111,6 +111,23 @@ impl KeyStores {
         &self.installation
     }
 
+    /// A Region, if this daemon serves it.
+    pub fn region(&self, name: &str) -> Option<&Arc<str>> {
+        self.defaults.get_key_value(name).map(|(region, _)| region)
+    }
+
+    /// The default clusters of all Regions, each once and with its name: the
+    /// installation's first, others by their Region's.
+    pub fn regional(&self) -> Vec<(String, Arc<Cluster>)> {
+        let mut clusters = vec![(jobs::members::INSTALLATION.to_owned(), self.installation.clone())];
+        for (region, cluster) in &self.defaults {
+            if !clusters.iter().any(|(_, known)| Arc::ptr_eq(known, cluster)) {
+                clusters.push((region.to_string(), cluster.clone()));
+            }
+        }
+        clusters
+    }
+
     /// The default cluster of a Region; none where this daemon does not serve it.
     pub fn default_of(&self, region: &str) -> Option<&Arc<Cluster>> {
         self.defaults.get(region)
@@ -131,9 +148,7 @@ impl KeyStores {
 
     /// Every cluster in use, the installation's first, each once.
     pub fn clusters(&self) -> Vec<Arc<Cluster>> {
-        let mut clusters = vec![self.installation.clone()];
-        let others = self.defaults.values().filter(|cluster| !Arc::ptr_eq(cluster, &self.installation));
-        clusters.extend(others.cloned());
+        let mut clusters: Vec<_> = self.regional().into_iter().map(|(_, cluster)| cluster).collect();
         clusters.extend(self.connected.load().values().map(|connection| connection.cluster.clone()));
         clusters
     }

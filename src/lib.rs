@@ -40,6 +40,7 @@ pub mod conditions;
 pub mod error;
 pub mod key_stores;
 pub mod material;
+pub mod multi_region;
 pub mod operation;
 pub mod ops;
 pub mod proto;

@@ -8,13 +8,34 @@ use tokio::time::Instant;
 
 use crate::app::App;
 use crate::error::{Error, Exception, Result};
-use crate::hsm::{BackingId, Cluster, KeyRef, Residence};
+use crate::hsm::{BackingId, Cluster, HsmError, KeyRef, Residence};
 use crate::jobs::{Intent, service_event};
 use crate::key::{BackingKey, Expiration, Key, Rotated, Rotation, StoredHome, arn_of_key, spec};
-use crate::proto::kms::{KeyState, OriginType, RotationType};
+use crate::multi_region::{self, Delivered, Message, News};
+use crate::proto::kms::{KeySpec, KeyState, KeyUsageType, OriginType, RotationType};
 use crate::registry::{Draft, Held, from_hsm, from_store};
-use crate::store::{Commit, Kind, RowId, Store};
+use crate::store::{Commit, Kind, NewEvent, RowId, Store};
 use crate::wire::Text as _;
+
+/// Whether a cluster's HSMs can do what a key of this spec and usage is for.
+///
+/// # Errors
+/// UnsupportedOperationException; KeyUnavailableException while no HSM was
+/// there to be tried.
+pub fn check_capability(cluster: &Cluster, spec: KeySpec, usage: KeyUsageType) -> Result<()> {
+    let offered = cluster.capabilities();
+    if offered.is_empty() {
+        return Err(from_hsm(HsmError::Unavailable("no member was attached yet".to_owned())));
+    }
+    let needs = spec::needs(spec, usage)
+        .ok_or_else(|| spec::unsupported(spec, "no module that Strongroom knows makes such keys"))?;
+    match needs.into_iter().find(|need| !offered.contains(need)) {
+        None => Ok(()),
+        Some(lacking) => {
+            Err(spec::unsupported(spec, &format!("no HSM of the cluster passed its self-test of {lacking}")))
+        }
+    }
+}
 
 /// A version of a key's material, and what its key's commit makes of it.
 pub struct Version {
@@ -73,8 +94,10 @@ async fn intend(app: &App, intent: Held<Intent>, deadline: Instant) -> Result<He
 pub struct Turn {
     /// The material that will be the current one.
     pub current: BackingId,
-    /// The changes, all of them.
+    /// The changes, all of them but for what other Regions are told.
     pub drafts: Vec<Draft>,
+    /// What the replicas of a multi-Region key are told.
+    pub messages: Vec<Message>,
     /// serviceEventDetails of RotateKey.
     pub details: Value,
 }
@@ -93,16 +116,20 @@ pub async fn turn(
         .find(&held.id.region, key.custom_key_store_id.as_deref())
         .ok_or_else(|| Error::internal(format!("the cluster of {} is not connected", held.id)))?;
     let rotated = Some(Rotated { at_ms: now_ms, by });
-    let (id, mut drafts) = match key.origin {
+    let (id, row, mut drafts) = match key.origin {
         OriginType::External => {
             let id = key.pending.take().ok_or_else(|| nothing_pending(held))?;
             let version = stored(app, &held.id, id, deadline).await?;
-            (id, vec![Draft::replace(&version, &BackingKey { rotated, ..version.value.clone() })?])
+            check_imported(held, &version)?;
+            let row = BackingKey { rotated, ..version.value.clone() };
+            let drafts = vec![Draft::replace(&version, &row)?];
+            (id, row, drafts)
         }
         _ => {
             let mut version = make(app, &cluster, &held.id, &key, now_ms, deadline).await?;
             version.row.rotated = rotated;
-            (version.id, version.drafts(&held.id)?)
+            let drafts = version.drafts(&held.id)?;
+            (version.id, version.row, drafts)
         }
     };
     let previous = key.current.replace(id);
@@ -116,6 +143,7 @@ pub async fn turn(
         key.expiration = expiration(versions.iter().map(|version: &Held<BackingKey>| &version.value));
     }
     drafts.push(Draft::replace(held, &key)?);
+    let messages = multi_region::synchronize(&held.id, &key, vec![multi_region::Version { id, row }])?;
     let details = json!({
         "rotationType": by.text(),
         "keyOrigin": key.origin.text(),
@@ -123,7 +151,7 @@ pub async fn turn(
         "currentKeyMaterialId": id.to_string(),
         "keyId": held.id.id,
     });
-    Ok(Turn { current: id, drafts, details })
+    Ok(Turn { current: id, drafts, messages, details })
 }
 
 fn nothing_pending(key: &Held<Key>) -> Error {
@@ -131,6 +159,24 @@ fn nothing_pending(key: &Held<Key>) -> Error {
         Exception::KmsInvalidState,
         format!("{} has no imported key material that is pending rotation.", arn_of_key(&key.id)),
     )
+}
+
+/// Whether material to rotate to is there, in every Region.
+fn check_imported(key: &Held<Key>, version: &Held<BackingKey>) -> Result<()> {
+    let set = key.value.multi_region.as_ref();
+    let lacking: Vec<&str> = set.iter().flat_map(|set| &set.lacking).map(String::as_str).collect();
+    let place = match lacking.is_empty() {
+        true if version.value.home != StoredHome::Deleted => return Ok(()),
+        true => key.id.region.clone(),
+        false => lacking.join(", "),
+    };
+    Err(Error::new(
+        Exception::KmsInvalidState,
+        format!(
+            "{}: the key material that is pending rotation is not imported in {place}.",
+            arn_of_key(&key.id)
+        ),
+    ))
 }
 
 async fn stored(app: &App, key: &RowId, id: BackingId, deadline: Instant) -> Result<Held<BackingKey>> {
@@ -152,10 +198,25 @@ pub fn expiration<'a>(versions: impl Iterator<Item = &'a BackingKey>) -> Option<
     Some(Expiration { valid_to_ms })
 }
 
+/// Puts a key in the state that its imported material is in: pending import
+/// while some of what it encrypted with is not there.
+pub fn settle_import(key: &mut Key, versions: &[Held<BackingKey>]) {
+    let pending = key.pending.map(|id| id.to_string());
+    let permanent = versions.iter().filter(|version| Some(&version.id.id) != pending.as_ref());
+    key.expiration = expiration(permanent.map(|version| &version.value));
+    key.state = match (key.state, key.expiration) {
+        (KeyState::PendingImport, Some(_)) => KeyState::Enabled,
+        (KeyState::Enabled | KeyState::Disabled, None) => KeyState::PendingImport,
+        (state, _) => state,
+    };
+}
+
 /// The removal of imported material, which waits for its commit.
 pub struct Removal {
-    /// The changes, all of them.
+    /// The changes, all of them but for what other Regions are told.
     pub drafts: Vec<Draft>,
+    /// What the related keys of a multi-Region key are told.
+    pub messages: Vec<Message>,
     /// Where it was.
     place: Option<(Option<Arc<Cluster>>, KeyRef)>,
 }
@@ -166,10 +227,15 @@ pub fn remove(app: &App, held: &Held<Key>, version: &Held<BackingKey>) -> Result
     let mut key = held.value.clone();
     let id: BackingId =
         version.id.id.parse().map_err(|_| Error::internal(format!("row {} has no id", version.id)))?;
-    let first = match key.pending == Some(id) {
+    let is_pending = key.pending == Some(id);
+    let first = match is_pending && !key.is_replica() {
         true => {
             key.pending = None;
+            key.multi_region.iter_mut().for_each(|set| set.lacking.clear());
             Draft::delete(version)
+        }
+        false if is_pending => {
+            Draft::replace(version, &BackingKey { home: StoredHome::Deleted, ..version.value.clone() })?
         }
         false => {
             key.expiration = None;
@@ -181,7 +247,15 @@ pub fn remove(app: &App, held: &Held<Key>, version: &Held<BackingKey>) -> Result
     };
     let cluster = app.key_stores.find(&held.id.region, key.custom_key_store_id.as_deref());
     let place = version.value.key_ref(id).map(|object| (cluster, object));
-    Ok(Removal { drafts: vec![first, Draft::replace(held, &key)?], place })
+    let messages = match is_pending {
+        false => Vec::new(),
+        true => {
+            let gone = News::Pending { material: id, is_there: false };
+            let report = multi_region::report(&held.id, &key, gone);
+            report.into_iter().chain(multi_region::synchronize(&held.id, &key, Vec::new())?).collect()
+        }
+    };
+    Ok(Removal { drafts: vec![first, Draft::replace(held, &key)?], messages, place })
 }
 
 impl Removal {
@@ -202,13 +276,33 @@ pub async fn rotate_by_itself(
     by: RotationType,
     deadline: Instant,
 ) -> Result<BackingId> {
-    let turn = turn(app, held, by, app.clock.now_ms(), deadline).await?;
+    let now_ms = app.clock.now_ms();
+    let turn = turn(app, held, by, now_ms, deadline).await?;
     let arn = arn_of_key(&held.id);
     let event = service_event(app, "RotateKey", &held.id.account, turn.details, Some(&arn))?;
-    let changes = app.registry.seal(&turn.drafts, deadline).await?;
-    let committed = app.store.commit(Commit { changes, events: vec![event] }).await;
-    app.registry.forget(&turn.drafts);
-    committed.map_err(from_store)?;
+    let delivered = multi_region::deliver(app, turn.messages, now_ms, deadline).await?;
+    commit(app, turn.drafts, event, delivered, deadline).await?;
     tracing::info!(key = %arn, material = %turn.current, "rotated");
     Ok(turn.current)
+}
+
+/// Makes durable what the daemon does by itself, with its event and with what
+/// it leads to in other Regions.
+///
+/// # Errors
+/// The store's and the HSM's; nothing is changed then.
+pub async fn commit(
+    app: &App,
+    mut drafts: Vec<Draft>,
+    event: NewEvent,
+    delivered: Delivered,
+    deadline: Instant,
+) -> Result<()> {
+    let mut events = vec![event];
+    events.extend(delivered.events(app)?);
+    drafts.extend(delivered.drafts);
+    let changes = app.registry.seal(&drafts, deadline).await?;
+    let committed = app.store.commit(Commit { changes, events }).await;
+    app.registry.forget(&drafts);
+    committed.map(|_| ()).map_err(from_store)
 }

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::app::App;
-use crate::audit::record::{Context, EventResource, Record};
+use crate::audit::record::{Context, Elsewhere, EventResource, Record};
 use crate::authority::{self, Question};
 use crate::brakes::Group;
 use crate::caller::{Caller, Origin};
@@ -33,7 +33,7 @@ use crate::error::{Error, Exception, Fault, Result};
 use crate::policy::{self, Decision, Policy};
 use crate::registry::{self, Draft, LoadedGrant, LoadedKey};
 use crate::resource::Resource;
-use crate::store::{Change, Commit, NewEvent};
+use crate::store::{Change, Commit, NewEvent, RowId};
 use crate::wire::{Form, NOTHING, Received};
 
 /// How often an operation whose rows were changed meanwhile is run again.
@@ -196,6 +196,8 @@ pub struct Call {
     pub app: Arc<App>,
     /// Who calls.
     pub caller: Caller,
+    /// The Region that is asked.
+    region: Arc<str>,
     /// x-request-id, and the event's requestID.
     pub request_id: String,
     /// When the caller stops waiting.
@@ -231,13 +233,14 @@ impl Brings for Nothing {
 type Afterwards = Box<dyn FnOnce(&App) + Send + Sync>;
 
 impl Call {
-    fn new(app: Arc<App>, caller: Caller, context: Context<'_>, deadline: Instant) -> Call {
+    fn new(app: Arc<App>, region: Arc<str>, caller: Caller, context: Context<'_>, deadline: Instant) -> Call {
         let now_ms = context.time_ms;
         let request_id = uuid::Uuid::new_v4().to_string();
         let record = Record::call(context, &caller, &request_id);
         Call {
             app,
             caller,
+            region,
             request_id,
             deadline,
             now_ms,
@@ -255,7 +258,7 @@ impl Call {
 
     /// The Region that serves the call.
     pub fn region(&self) -> &str {
-        &self.app.region
+        &self.region
     }
 
     /// The caller's account.
@@ -292,6 +295,19 @@ impl Call {
     /// # Errors
     /// AccessDeniedException.
     pub async fn authorise<R: Resource>(&self, action: &str, resource: R) -> Result<Allowed<R>> {
+        self.authorise_in(self.region(), action, resource).await
+    }
+
+    /// The same for a resource of another Region.
+    ///
+    /// # Errors
+    /// AccessDeniedException.
+    pub async fn authorise_in<R: Resource>(
+        &self,
+        region: &str,
+        action: &str,
+        resource: R,
+    ) -> Result<Allowed<R>> {
         if resource.host_only() {
             const WHO: &str =
                 "only root or the daemon's own user may do this, over the Unix socket of its host";
@@ -300,6 +316,7 @@ impl Call {
         let mut question = Question {
             app: &self.app,
             caller: &self.caller,
+            region,
             now_ms: self.now_ms,
             deadline: self.deadline,
             request: &*self.request,
@@ -399,7 +416,22 @@ impl Call {
         self.record.resources.push(EventResource::key(account, arn));
     }
 
-    /// Adds an event of the daemon's own to the commit.
+    /// Records in another Region what the call does there to a key, as an
+    /// event of the same caller.
+    ///
+    /// # Errors
+    /// Where the record cannot be written.
+    pub fn also_in(&mut self, id: &RowId, elsewhere: Elsewhere) -> Result<()> {
+        let arn = crate::key::arn_of_key(id);
+        let mut record = self.record.elsewhere(&id.region, elsewhere);
+        record.resources = vec![EventResource::key(&id.account, &arn)];
+        record.response_elements = named(record.response_elements.take(), &record);
+        self.events.push(record.event().map_err(|error| Error::internal(error.to_string()))?);
+        Ok(())
+    }
+
+    /// Adds an event of the daemon's own to the commit: in the key's Region,
+    /// where it is of a key.
     pub fn service_event(
         &mut self,
         name: &'static str,
@@ -410,7 +442,7 @@ impl Call {
         let context = Context {
             source: Service::Kms.event_source(),
             name,
-            region: &self.app.region,
+            region: crate::key::region_of(key).unwrap_or(&self.region),
             time_ms: self.now_ms,
             read_only: false,
         };
@@ -489,13 +521,15 @@ pub struct Answer<T> {
     pub result: Result<T>,
 }
 
-/// Executes an operation in a task of its own, which nothing that the client
-/// does can stop: once it has begun, its event is committed in any case.
+/// Executes an operation in a Region, in a task of its own, which nothing that
+/// the client does can stop: once it has begun, its event is committed in any
+/// case.
 ///
 /// `request` is an error where the bytes were no message: that too is a call,
 /// and on the record.
 pub async fn execute<O: Operation>(
     app: Arc<App>,
+    region: Arc<str>,
     caller: Caller,
     request: Result<Received<O::Request>>,
     deadline: Instant,
@@ -503,11 +537,11 @@ pub async fn execute<O: Operation>(
     let context = Context {
         source: O::SERVICE.event_source(),
         name: O::NAME,
-        region: &app.region,
+        region: &region,
         time_ms: app.clock.now_ms(),
         read_only: O::READ_ONLY,
     };
-    let call = Call::new(app.clone(), caller, context, deadline);
+    let call = Call::new(app.clone(), region.clone(), caller, context, deadline);
     let request_id = call.request_id.clone();
     let task = app.tasks.spawn(perform::<O>(call, request));
     let result = task

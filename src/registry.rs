@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::error::{Error, Exception, Result};
 use crate::hsm::{BackingId, Cluster, Hash, HsmError, KeyRef};
-use crate::key::{Alias, BackingKey, Grant, ImportParameters, Key, StoredHome, grant};
+use crate::key::{Alias, BackingKey, Grant, ImportParameters, Key, REGIONS_MAX, StoredHome, grant};
 use crate::policy::Policy;
 use crate::proto::kms::KeyState;
 use crate::store::{Change, Commit, Kind, Row, RowId, Store, StoreError};
@@ -34,8 +34,21 @@ pub const LEASE_USES: u64 = 1 << 16;
 pub const RESTORE_USES: u64 = 1 << 24;
 /// Uses of one AES-GCM key with random IVs (NIST SP 800-38D, 8.3): 2^32.
 pub const USES_MAX: u64 = 1 << 32;
+
+/// Most uses of a version of a key's material in one Region. A multi-Region
+/// key's is in several, none of which knows of the others' uses, so each has a
+/// part.
+pub fn uses_max(key_id: &str) -> u64 {
+    match key_id.starts_with("mrk-") {
+        true => USES_MAX / REGIONS_MAX as u64,
+        false => USES_MAX,
+    }
+}
+
 /// From here on an operator is told: three quarters.
-pub const USES_WARNING: u64 = USES_MAX / 4 * 3;
+pub fn uses_warning(key_id: &str) -> u64 {
+    uses_max(key_id) / 4 * 3
+}
 
 /// A value that a row can hold.
 pub trait Stored: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -64,8 +77,11 @@ impl Stored for Key {
     /// until it is enabled again.
     fn due_ms(&self) -> Option<i64> {
         match self.state {
-            KeyState::Enabled => self.rotation.map(|rotation| rotation.next_ms),
-            _ => self.deletion.map(|deletion| deletion.due_ms),
+            // A replica gets what its primary key's rotation makes.
+            KeyState::Enabled => {
+                self.rotation.filter(|_| !self.is_replica()).map(|rotation| rotation.next_ms)
+            }
+            _ => self.deletion.and_then(|deletion| deletion.due_ms),
         }
     }
 }
@@ -422,7 +438,7 @@ impl Registry {
             return Ok(UseTaken::Granted);
         }
         let leased = lease.held.value.uses_leased + LEASE_USES;
-        if leased > USES_MAX {
+        if leased > uses_max(&backing.key_id) {
             return Ok(UseTaken::Spent);
         }
         let mut value = lease.held.value.clone();
@@ -439,7 +455,8 @@ impl Registry {
         })?;
         lease.held = Held { id: lease.held.id.clone(), version: lease.held.version + 1, value };
         lease.left = LEASE_USES - 1;
-        Ok(match before < USES_WARNING && leased >= USES_WARNING {
+        let warning = uses_warning(&backing.key_id);
+        Ok(match before < warning && leased >= warning {
             true => UseTaken::Warned,
             false => UseTaken::Granted,
         })
@@ -464,7 +481,7 @@ impl Registry {
             for row in rows {
                 let held: Held<BackingKey> = self.open(row, deadline).await?;
                 let mut value = held.value.clone();
-                value.uses_leased = (value.uses_leased + RESTORE_USES).min(USES_MAX);
+                value.uses_leased = (value.uses_leased + RESTORE_USES).min(uses_max(&value.key_id));
                 drafts.push(Draft::replace(&held, &value)?);
             }
             count += drafts.len() as u64;

@@ -36,6 +36,10 @@ pub const ERROR_DOMAIN: &str = "kms.amazonaws.com";
 /// The metadata that names a call: the event's requestID.
 pub const REQUEST_ID: &str = "x-request-id";
 
+/// The metadata that names the Region that is asked; without it, the daemon's
+/// own is.
+pub const REGION: &str = "strongroom-region";
+
 /// Longest text of a failure: it is sent in the headers twice, in grpc-message
 /// with up to three bytes for one, and clients take 8 KB of headers.
 const MESSAGE_BYTES_MAX: usize = 1024;
@@ -119,16 +123,13 @@ where
     O::Response: Message + Default,
 {
     let deadline = deadline::<O>(&request, limits);
-    let reached = Arc::new(AtomicBool::new(false));
-    let service = Unary::<O> {
-        app: app.clone(),
-        caller: caller.clone(),
-        deadline,
-        reached: reached.clone(),
-        operation: PhantomData,
+    let asked = match Asked::new(app, caller, deadline, &request) {
+        Ok(asked) => asked,
+        Err((asked, error)) => return refuse::<O>(asked, error).await,
     };
+    let service = Unary::<O> { asked: asked.clone(), operation: PhantomData };
     let response = grpc::<O::Request, O::Response>(limits).unary(service, request).await;
-    unless_reached::<O>(response, &reached, app, caller, deadline).await
+    unless_reached::<O>(response, asked).await
 }
 
 async fn stream(
@@ -138,35 +139,69 @@ async fn stream(
     request: http::Request<Body>,
 ) -> http::Response<Body> {
     let deadline = Instant::now() + limits.request_timeout;
-    let reached = Arc::new(AtomicBool::new(false));
-    let service = Streaming { app: app.clone(), caller: caller.clone(), deadline, reached: reached.clone() };
+    let asked = match Asked::new(app, caller, deadline, &request) {
+        Ok(asked) => asked,
+        Err((asked, error)) => return refuse::<StreamEvents>(asked, error).await,
+    };
+    let service = Streaming(asked.clone());
     let response = grpc::<<StreamEvents as Operation>::Request, StreamEventsResponse>(limits)
         .server_streaming(service, request)
         .await;
-    unless_reached::<StreamEvents>(response, &reached, app, caller, deadline).await
+    unless_reached::<StreamEvents>(response, asked).await
+}
+
+/// A call whose message is not read yet.
+#[derive(Clone)]
+struct Asked {
+    app: Arc<App>,
+    region: Arc<str>,
+    caller: Caller,
+    deadline: Instant,
+    /// Whether its operation has begun.
+    reached: Arc<AtomicBool>,
+}
+
+impl Asked {
+    /// A call to the Region that its metadata names. Where that is not served
+    /// it is a call to the daemon's own, which it is refused by.
+    fn new(
+        app: Arc<App>,
+        caller: Caller,
+        deadline: Instant,
+        request: &http::Request<Body>,
+    ) -> Result<Asked, (Asked, Error)> {
+        let reached = Arc::new(AtomicBool::new(false));
+        let region = app.region.clone();
+        let mut asked = Asked { app, region, caller, deadline, reached };
+        let Some(named) = request.headers().get(REGION) else { return Ok(asked) };
+        let named = named.to_str().unwrap_or_default();
+        match asked.app.key_stores.region(named) {
+            Some(region) => asked.region = region.clone(),
+            None => return Err((asked, Error::validation(format!("Region '{named}' is not served here.")))),
+        }
+        Ok(asked)
+    }
+
+    async fn execute<O: Operation>(self, request: Result<Received<O::Request>>) -> Answer<O::Response> {
+        self.reached.store(true, Ordering::Release);
+        execute::<O>(self.app, self.region, self.caller, request, self.deadline).await
+    }
 }
 
 /// A call that was answered without its operation (its message was too large,
 /// cut off or compressed in an unknown way) is put on the record here.
-async fn unless_reached<O: Operation>(
-    response: http::Response<Body>,
-    reached: &AtomicBool,
-    app: Arc<App>,
-    caller: Caller,
-    deadline: Instant,
-) -> http::Response<Body> {
-    if reached.load(Ordering::Acquire) {
+async fn unless_reached<O: Operation>(response: http::Response<Body>, asked: Asked) -> http::Response<Body> {
+    if asked.reached.load(Ordering::Acquire) {
         return response;
     }
     let why = Status::from_header_map(response.headers())
         .map_or_else(String::new, |status| status.message().to_owned());
-    let answer = execute::<O>(
-        app,
-        caller,
-        Err(Error::validation(format!("The request could not be read: {why}"))),
-        deadline,
-    )
-    .await;
+    refuse::<O>(asked, Error::validation(format!("The request could not be read: {why}"))).await
+}
+
+/// Refuses a call whose message was not read, on the record.
+async fn refuse<O: Operation>(asked: Asked, error: Error) -> http::Response<Body> {
+    let answer = asked.execute::<O>(Err(error)).await;
     match answer.result {
         Ok(_) => Status::internal("a request that could not be read was served").into_http(),
         Err(error) => status(error, &answer.request_id).into_http(),
@@ -203,10 +238,7 @@ fn timeout(text: &str) -> Option<Duration> {
 }
 
 struct Unary<O> {
-    app: Arc<App>,
-    caller: Caller,
-    deadline: Instant,
-    reached: Arc<AtomicBool>,
+    asked: Asked,
     operation: PhantomData<fn() -> O>,
 }
 
@@ -218,23 +250,12 @@ where
     type Future = BoxFuture<'static, Result<Response<O::Response>, Status>>;
 
     fn call(&mut self, request: Request<Decoded<O::Request>>) -> Self::Future {
-        self.reached.store(true, Ordering::Release);
-        let answer = execute::<O>(
-            self.app.clone(),
-            self.caller.clone(),
-            request.into_inner().received(),
-            self.deadline,
-        );
+        let answer = self.asked.clone().execute::<O>(request.into_inner().received());
         Box::pin(async move { respond(answer.await) })
     }
 }
 
-struct Streaming {
-    app: Arc<App>,
-    caller: Caller,
-    deadline: Instant,
-    reached: Arc<AtomicBool>,
-}
+struct Streaming(Asked);
 
 impl ServerStreamingService<Decoded<<StreamEvents as Operation>::Request>> for Streaming {
     type Response = StreamEventsResponse;
@@ -242,13 +263,7 @@ impl ServerStreamingService<Decoded<<StreamEvents as Operation>::Request>> for S
     type Future = BoxFuture<'static, Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Decoded<<StreamEvents as Operation>::Request>>) -> Self::Future {
-        self.reached.store(true, Ordering::Release);
-        let answer = execute::<StreamEvents>(
-            self.app.clone(),
-            self.caller.clone(),
-            request.into_inner().received(),
-            self.deadline,
-        );
+        let answer = self.0.clone().execute::<StreamEvents>(request.into_inner().received());
         Box::pin(async move {
             let answer = answer.await;
             let request_id = answer.request_id.clone();

@@ -75,7 +75,7 @@ impl Stored for Bookmark {
 pub fn bookmark(app: &App, name: &str) -> RowId {
     RowId {
         kind: Kind::Bookmark,
-        region: app.region.clone(),
+        region: app.region.to_string(),
         account: app.account.clone(),
         id: name.to_owned(),
     }

@@ -11,6 +11,8 @@ use crate::store::NewEvent;
 
 const EVENT_VERSION: &str = "1.11";
 const ERROR_TEXT_BYTES_MAX: usize = 1024;
+/// Who did what the service did by itself.
+const INTERNAL: &str = "AWS Internal";
 
 /// A record. Fields are CloudTrail's, in its order.
 #[derive(Debug, Clone, Serialize)]
@@ -138,6 +140,18 @@ pub struct Context<'a> {
     pub read_only: bool,
 }
 
+/// What a call does in another Region than the one that was asked.
+pub struct Elsewhere {
+    /// eventName.
+    pub name: &'static str,
+    /// requestParameters.
+    pub request: Option<Box<RawValue>>,
+    /// responseElements.
+    pub response: Option<Box<RawValue>>,
+    /// Whether the service did it for the caller, rather than the caller.
+    pub invoked: bool,
+}
+
 impl Record {
     /// The record of a call.
     pub fn call(context: Context<'_>, caller: &Caller, request_id: &str) -> Record {
@@ -174,7 +188,7 @@ impl Record {
             user_name: None,
             credential_id: None,
             session_context: None,
-            invoked_by: Some("AWS Internal"),
+            invoked_by: Some(INTERNAL),
         };
         Record {
             service_event_details: Some(details),
@@ -195,8 +209,8 @@ impl Record {
             event_source: context.source,
             event_name: context.name,
             aws_region: context.region.to_owned(),
-            source_ip_address: "AWS Internal".to_owned(),
-            user_agent: "AWS Internal".to_owned(),
+            source_ip_address: INTERNAL.to_owned(),
+            user_agent: INTERNAL.to_owned(),
             error_code: None,
             error_message: None,
             request_parameters: None,
@@ -248,6 +262,29 @@ impl Record {
             ..self.clone()
         };
         accounts.into_iter().map(copy).collect()
+    }
+
+    /// The record of what the same call did in another Region.
+    pub fn elsewhere(&self, region: &str, what: Elsewhere) -> Record {
+        let Elsewhere { name, request, response, invoked } = what;
+        let mut record = Record {
+            event_id: uuid::Uuid::new_v4().to_string(),
+            // It is the other Region's request: the caller's has one event.
+            request_id: Some(uuid::Uuid::new_v4().to_string()),
+            event_name: name,
+            aws_region: region.to_owned(),
+            request_parameters: request,
+            response_elements: response,
+            resources: Vec::new(),
+            ..self.clone()
+        };
+        if invoked {
+            record.source_ip_address = INTERNAL.to_owned();
+            record.user_agent = INTERNAL.to_owned();
+            record.tls_details = None;
+            record.user_identity.invoked_by = Some(INTERNAL);
+        }
+        record
     }
 
     /// The event for the store.

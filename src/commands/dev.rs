@@ -44,6 +44,10 @@ pub struct DevArgs {
     /// be taken away and put back; what DIR has more stays [default: 1].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(MEMBERS_MAX)))]
     pub members: Option<u16>,
+    /// Several Regions, as `us-east-1,eu-west-1`, all on the same HSM; the first is the one that is
+    /// asked where a call names none.
+    #[arg(long, value_delimiter = ',', conflicts_with = "region")]
+    pub regions: Vec<String>,
 }
 
 /// Prepares the folder where that is still to be done, and serves.
@@ -57,7 +61,8 @@ pub fn run(
         aws: args.aws,
         http: args.http,
         account_id: args.account_id.clone(),
-        region: args.region.clone(),
+        region: args.region.clone().or_else(|| args.regions.first().cloned()),
+        further_regions: args.regions.iter().skip(1).cloned().collect(),
         members: args.members,
     };
     let mut instance = dev_setup::prepare(&args.dir, &options, &ThisHost)?;

@@ -70,6 +70,8 @@ pub struct DevOptions {
     pub region: Option<String>,
     /// `--members`; what DIR has more stays.
     pub members: Option<u16>,
+    /// The others of `--regions`; more may come later.
+    pub further_regions: Vec<String>,
 }
 
 /// What this module needs of SoftHSM2.
@@ -141,8 +143,8 @@ pub fn prepare(dir: &Path, options: &DevOptions, softhsm: &dyn SoftHsm) -> anyho
     if let Some(id) = &options.account_id {
         AccountId::try_from(id.clone()).map_err(|text| anyhow::anyhow!("--account-id: {text}"))?;
     }
-    if let Some(region) = &options.region {
-        check_region(region).map_err(|text| anyhow::anyhow!("--region: {text}"))?;
+    for region in options.region.iter().chain(&options.further_regions) {
+        check_region(region).map_err(|text| anyhow::anyhow!("--region: {region} {text}"))?;
     }
     let library = softhsm.locate()?;
     let dir = claim(dir)?;
@@ -340,6 +342,9 @@ fn update(
             set(&mut file, &[section, "address"], &address.to_string())?;
         }
     }
+    for region in &options.further_regions {
+        add_region(&mut file, region)?;
+    }
     set_plaintext(&mut file);
     add_access_key(&mut file, access_key);
     let first = [(MODULE.to_owned(), dir.join("hsm")), (KEY_STORE.to_owned(), dir.join(KEY_STORE))];
@@ -372,6 +377,19 @@ fn set(file: &mut DocumentMut, path: &[&str], text: &str) -> anyhow::Result<()> 
     if item.as_str() != Some(text) {
         *item = toml_edit::value(text);
     }
+    Ok(())
+}
+
+/// A further Region on the same HSM.
+fn add_region(file: &mut DocumentMut, name: &str) -> anyhow::Result<()> {
+    let implicit = || {
+        let mut table = toml_edit::Table::new();
+        table.set_implicit(true);
+        toml_edit::Item::Table(table)
+    };
+    let regions = file.as_table_mut().entry("regions").or_insert_with(implicit);
+    let regions = regions.as_table_like_mut().context("strongroom.toml: regions is not a section")?;
+    regions.entry(name).or_insert_with(toml_edit::table);
     Ok(())
 }
 

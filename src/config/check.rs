@@ -8,6 +8,9 @@ use serde::Serialize;
 use super::error::{ConfigError, Key, Problem};
 use super::layers::Layers;
 use super::settings::{Config, TrailSettings};
+use super::values::check_region;
+use crate::hsm::TokenUri;
+use crate::key::REGIONS_MAX;
 use crate::operation::Service;
 
 /// The problems found so far.
@@ -65,6 +68,7 @@ pub(super) fn settings(config: &Config, report: &mut Report<'_>) {
             "add a section [tls.client_cas.NAME] with file = \"PATH\"",
         );
     }
+    regions(config, report);
     socket(config, report);
     if config.aws.plaintext && !config.aws.address.ip().is_loopback() {
         let text = "would let everybody on the network read what is sent";
@@ -127,6 +131,40 @@ fn names(config: &Config, report: &mut Report<'_>) {
             if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(plain) {
                 let remedy = "write letters, digits, hyphens and underscores, at most 64";
                 report.add(&Key::of(section).field(name), "is not a name", remedy);
+            }
+        }
+    }
+}
+
+fn regions(config: &Config, report: &mut Report<'_>) {
+    let section = Key::of("regions");
+    if config.regions.len() >= REGIONS_MAX {
+        let text = format!("there are more than {} of them", REGIONS_MAX - 1);
+        report.add(&section, text, "remove Regions");
+    }
+    let mut tokens = BTreeSet::new();
+    for (name, settings) in &config.regions {
+        let key = section.field(name);
+        if let Err(text) = check_region(name) {
+            report.add(&key, text, "write a Region's name, such as [regions.eu-central-1]");
+        }
+        if *name == config.region {
+            report.add(&key, "is `region` already", "remove the section");
+        }
+        for member in &settings.members {
+            let key = key.field("members");
+            if !config.modules.contains_key(&member.module) {
+                report.add(&key, format!("there is no module {}", member.module), "add it to [modules]");
+            }
+            if !config.pins.contains_key(&member.pin) {
+                report.add(&key, "pin names none of [pins]", "write the name of a PIN, not the PIN");
+            }
+            match member.token.parse::<TokenUri>() {
+                Err(error) => report.add(&key, error.to_string(), "write pkcs11:token=LABEL;serial=SERIAL"),
+                Ok(token) if !tokens.insert(token.to_string()) => {
+                    report.add(&key, format!("{token} is there twice"), "give each Region tokens of its own");
+                }
+                Ok(_) => (),
             }
         }
     }

@@ -285,6 +285,10 @@ fn is_secret(key: &Key) -> bool {
             !["file", "credential", "prompt"].contains(&field.as_str())
         }
         [section, ..] if section == "pins" => true,
+        // The name of one of [pins].
+        [section, _, members, _, name] if section == "regions" && members == "members" && name == "pin" => {
+            false
+        }
         // Where an access key's secret is, not the secret.
         [.., name] if name == "secret_file" => false,
         [.., name] => {

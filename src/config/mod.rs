@@ -119,6 +119,7 @@ impl Config {
 pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
     let differs = [
         ("region", old.region != new.region),
+        ("regions", old.regions != new.regions),
         ("data_dir", old.data_dir != new.data_dir),
         ("grpc.address", old.grpc.address != new.grpc.address),
         ("grpc.unix_socket", old.grpc.unix_socket != new.grpc.unix_socket),

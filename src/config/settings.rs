@@ -10,16 +10,20 @@ use serde::{Deserialize, Serialize};
 use super::rules::{RuleSettings, TargetSettings};
 use super::values::{self, AccountId, FileMode};
 use crate::caller::PrincipalKind;
-use crate::hsm::{ClusterSettings, ModuleSettings};
+use crate::hsm::{ClusterSettings, MemberSettings, ModuleSettings};
 
 /// The whole configuration, as it holds after all layers. There is no secret
 /// in it: PINs and private keys are named by where they are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The Region of every key and ARN of this daemon. Default `us-east-1`.
+    /// The Region that is asked where a call names none, and that has the
+    /// daemon's own events. Default `us-east-1`.
     #[serde(default = "default_region", deserialize_with = "values::region")]
     pub region: String,
+    /// Further Regions, by name, each with keys of its own.
+    #[serde(default)]
+    pub regions: BTreeMap<String, RegionSettings>,
     /// Where the store is. Default `/var/lib/strongroom`.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,
@@ -72,6 +76,16 @@ pub struct Config {
     /// Who there is.
     #[serde(default)]
     pub accounts: Vec<AccountSettings>,
+}
+
+/// `[regions.NAME]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegionSettings {
+    /// The tokens of the Region's own HSMs, each brought the installation's
+    /// wrapping key (`strongroom hsm bring`). Default: none, and the HSMs are
+    /// those of `region`.
+    pub members: Vec<MemberSettings>,
 }
 
 /// `[grpc]`.

@@ -8,6 +8,8 @@ use crate::app::App;
 use crate::error::{Error, Result};
 use crate::hsm::BackingId;
 use crate::key::{Alias, BackingKey, Grant, ImportParameters, Key, StoredHome, arn_of_key};
+use crate::material;
+use crate::multi_region::{self, News};
 use crate::registry::{Draft, Held, from_hsm, from_store};
 use crate::store::Commit;
 
@@ -64,10 +66,9 @@ pub(super) async fn delete(app: &App, key: &Held<Key>, deadline: Instant) -> Res
     }
     let arn = arn_of_key(&key.id);
     let event = service_event(app, "DeleteKey", &key.id.account, json!({ "keyId": key.id.id }), Some(&arn))?;
-    let changes = app.registry.seal(&drafts, deadline).await?;
-    let committed = app.store.commit(Commit { changes, events: vec![event] }).await;
-    app.registry.forget(&drafts);
-    committed.map_err(from_store)?;
+    let told = multi_region::report(&key.id, &key.value, News::Deleted).into_iter().collect();
+    let delivered = multi_region::deliver(app, told, app.clock.now_ms(), deadline).await?;
+    material::commit(app, drafts, event, delivered, deadline).await?;
     tracing::info!(key = %arn, "deleted");
     let store = key.value.custom_key_store_id.as_deref();
     let Some(cluster) = app.key_stores.find(&key.id.region, store) else {

@@ -10,6 +10,7 @@ use crate::app::App;
 use crate::error::{Error, Result};
 use crate::key::{BackingKey, ImportParameters, Key, arn_of_key};
 use crate::material;
+use crate::multi_region;
 use crate::registry::{Draft, Held, from_store};
 use crate::store::{Commit, Kind, Row, RowId};
 
@@ -36,14 +37,13 @@ async fn expire(app: &App, row: Row) -> Result<()> {
     let row = app.store.row(&id).await.map_err(from_store)?;
     let row = row.ok_or_else(|| Error::internal(format!("{} is of no key", version.id)))?;
     let key: Held<Key> = app.registry.open(row, deadline).await?;
-    let removal = material::remove(app, &key, &version)?;
+    let mut removal = material::remove(app, &key, &version)?;
     let arn = arn_of_key(&key.id);
     let details = json!({ "keyId": key.id.id, "keyMaterialId": version.id.id });
     let event = service_event(app, "DeleteExpiredKeyMaterial", &key.id.account, details, Some(&arn))?;
-    let changes = app.registry.seal(&removal.drafts, deadline).await?;
-    let committed = app.store.commit(Commit { changes, events: vec![event] }).await;
-    app.registry.forget(&removal.drafts);
-    committed.map_err(from_store)?;
+    let messages = std::mem::take(&mut removal.messages);
+    let delivered = multi_region::deliver(app, messages, app.clock.now_ms(), deadline).await?;
+    material::commit(app, std::mem::take(&mut removal.drafts), event, delivered, deadline).await?;
     tracing::info!(key = %arn, "imported key material has expired and is deleted");
     removal.wipe(&*app.store, deadline).await
 }

@@ -66,7 +66,8 @@ async fn unrecorded(app: &App) -> Result<()> {
     })
 }
 
-/// An event of the daemon's own.
+/// An event of the daemon's own: in the key's Region where it is of a key, else
+/// where the daemon has its own.
 pub fn service_event(
     app: &App,
     name: &'static str,
@@ -74,14 +75,31 @@ pub fn service_event(
     details: Value,
     key: Option<&str>,
 ) -> Result<NewEvent> {
+    let region = crate::key::region_of(key).unwrap_or(&app.region);
+    let mut record = service_record(app, region, name, account, details);
+    record.resources.extend(key.map(|arn| EventResource::key(account, arn)));
+    record.event().map_err(|error| Error::internal(error.to_string()))
+}
+
+/// The same of something else that is in a Region.
+pub fn service_event_in(
+    app: &App,
+    region: &str,
+    name: &'static str,
+    account: &str,
+    details: Value,
+) -> Result<NewEvent> {
+    let record = service_record(app, region, name, account, details);
+    record.event().map_err(|error| Error::internal(error.to_string()))
+}
+
+fn service_record(app: &App, region: &str, name: &'static str, account: &str, details: Value) -> Record {
     let context = Context {
         source: crate::operation::Service::Kms.event_source(),
         name,
-        region: &app.region,
+        region,
         time_ms: app.clock.now_ms(),
         read_only: false,
     };
-    let mut record = Record::service(context, account, details);
-    record.resources.extend(key.map(|arn| EventResource::key(account, arn)));
-    record.event().map_err(|error| Error::internal(error.to_string()))
+    Record::service(context, account, details)
 }

@@ -11,8 +11,8 @@ mod state;
 pub use ciphertext::{Ciphertext, Header};
 pub use grant::Grant;
 pub use rows::{
-    Alias, BackingKey, DAY_MS, Deletion, Expiration, Import, ImportParameters, Key, Rotated, Rotation,
-    StoredHome,
+    Alias, BackingKey, DAY_MS, Deletion, Expiration, Import, ImportParameters, Key, MultiRegion, REGIONS_MAX,
+    Rotated, Rotation, StoredHome,
 };
 pub use state::{Stage, check};
 
@@ -21,6 +21,11 @@ use crate::store::RowId;
 /// A key's ARN, from its row.
 pub fn arn_of_key(id: &RowId) -> String {
     arn::key_arn(&id.region, &id.account, &id.id)
+}
+
+/// The Region in a key's ARN.
+pub fn region_of(arn: Option<&str>) -> Option<&str> {
+    arn.and_then(arn::Arn::parse).map(|arn| arn.region)
 }
 
 /// An alias's ARN, from its row; the name begins with `alias/`.

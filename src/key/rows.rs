@@ -1,12 +1,13 @@
 //! The rows that describe keys, as JSON in the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::hsm::{BackingId, Blob, Home, KeyRef, Made, Material, Use};
 use crate::proto::kms::{
-    AlgorithmSpec, KeyManagerType, KeySpec, KeyState, KeyUsageType, OriginType, RotationType, WrappingKeySpec,
+    AlgorithmSpec, KeyManagerType, KeySpec, KeyState, KeyUsageType, MultiRegionKeyType, OriginType,
+    RotationType, WrappingKeySpec,
 };
 use crate::wire;
 
@@ -59,13 +60,73 @@ pub struct Key {
     /// CustomKeyStoreId; none for the default key store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom_key_store_id: Option<String>,
+    /// What a multi-Region key knows of its set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multi_region: Option<MultiRegion>,
+}
+
+impl Key {
+    /// Whether it is a multi-Region replica key, whose shared properties are its
+    /// primary key's.
+    pub fn is_replica(&self) -> bool {
+        self.multi_region.as_ref().is_some_and(|set| !set.is_primary)
+    }
+
+    /// The Regions of its replicas; none of a key that is no primary.
+    pub fn replicas(&self) -> impl Iterator<Item = &String> {
+        self.multi_region.iter().filter(|set| set.is_primary).flat_map(|set| &set.replicas)
+    }
+}
+
+/// Most Regions of one multi-Region key.
+pub const REGIONS_MAX: usize = 32;
+
+/// A multi-Region key and its related keys: MultiRegionConfiguration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MultiRegion {
+    /// Whether this is the primary key.
+    pub is_primary: bool,
+    /// The primary key's Region.
+    pub primary: String,
+    /// The replica keys' Regions.
+    pub replicas: BTreeSet<String>,
+    /// Those of them into which imported material that is pending rotation is
+    /// not imported yet. Only the primary key's is kept up to date.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub lacking: BTreeSet<String>,
+}
+
+impl MultiRegion {
+    /// A primary key without replicas.
+    pub fn primary(region: &str) -> Self {
+        MultiRegion {
+            is_primary: true,
+            primary: region.to_owned(),
+            replicas: BTreeSet::new(),
+            lacking: BTreeSet::new(),
+        }
+    }
+
+    /// MultiRegionKeyType.
+    pub fn key_type(&self) -> MultiRegionKeyType {
+        match self.is_primary {
+            true => MultiRegionKeyType::Primary,
+            false => MultiRegionKeyType::Replica,
+        }
+    }
+
+    /// The same, as the key of this Region has it.
+    pub fn seen_from(&self, region: &str) -> Self {
+        MultiRegion { is_primary: self.primary == region, ..self.clone() }
+    }
 }
 
 /// A deletion that was scheduled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deletion {
-    /// DeletionDate, milliseconds since the epoch.
-    pub due_ms: i64,
+    /// DeletionDate, milliseconds since the epoch; none while a multi-Region
+    /// primary key waits for the end of its replicas.
+    pub due_ms: Option<i64>,
     /// PendingWindowInDays.
     pub window_days: i32,
 }
@@ -147,7 +208,8 @@ pub struct BackingKey {
     pub public_key: Option<Blob>,
     /// When it was made, milliseconds since the epoch.
     pub created_ms: i64,
-    /// Uses with a random IV that were leased so far (NIST SP 800-38D, 8.3).
+    /// Uses with a random IV in this Region that were leased so far (NIST SP
+    /// 800-38D, 8.3).
     pub uses_leased: u64,
     /// The terms of its import; none where the HSM made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

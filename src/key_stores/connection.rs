@@ -304,7 +304,7 @@ async fn change(
 ) -> Result<()> {
     let drafts = [Draft::replace(held, &held.value.in_state(state, error))?];
     let changes = app.registry.seal(&drafts, Instant::now() + STEP_TIMEOUT).await?;
-    let event = jobs::service_event(app, event, &held.id.account, details, None)?;
+    let event = jobs::service_event_in(app, &held.id.region, event, &held.id.account, details)?;
     app.store.commit(Commit { changes, events: vec![event] }).await.map_err(from_store)?;
     tracing::info!(key_store = held.id.id, "{}", state.text());
     Ok(())

@@ -28,14 +28,19 @@ impl Operation for ScheduleKeyDeletion {
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         call.check(Stage::Change, &key)?;
         let window_days = request.pending_window_in_days.unwrap_or(WINDOW_DAYS);
-        let due_ms = call.now_ms + i64::from(window_days) * DAY_MS;
         let mut value = key.held.value.clone();
-        value.state = kms::KeyState::PendingDeletion;
+        // A primary key's waiting period begins with the end of its last replica.
+        let waits = value.replicas().next().is_some();
+        let due_ms = (!waits).then(|| call.now_ms + i64::from(window_days) * DAY_MS);
+        value.state = match waits {
+            true => kms::KeyState::PendingReplicaDeletion,
+            false => kms::KeyState::PendingDeletion,
+        };
         value.deletion = Some(Deletion { due_ms, window_days });
         call.change(Draft::replace(&key.held, &value)?);
         Ok(kms::ScheduleKeyDeletionResponse {
             key_id: Some(key.arn.clone()),
-            deletion_date: Some(timestamp(due_ms)),
+            deletion_date: due_ms.map(timestamp),
             key_state: Some(value.state as i32),
             pending_window_in_days: Some(window_days),
         })

@@ -39,6 +39,7 @@ impl Operation for ExplainAccess {
         let mut question = Question {
             app: &call.app,
             caller: &caller,
+            region: call.region(),
             now_ms: call.now_ms,
             deadline: call.deadline,
             request: &context,

@@ -8,6 +8,7 @@
 //! KeyMaterialId is a MAC by the HSM over the KMS key's id and a check value of
 //! the material: the same material has the same id, and nobody can try guesses.
 
+use super::multi_region::unsupported;
 use super::prelude::*;
 use crate::app::App;
 use crate::hsm::{
@@ -15,6 +16,7 @@ use crate::hsm::{
 };
 use crate::key::{BackingKey, DAY_MS, Import, ImportParameters, Key as KeyRow, StoredHome};
 use crate::material;
+use crate::multi_region::{Message, News, Version, deliver, report, synchronize};
 use crate::registry::from_store;
 use crate::store::Kind;
 
@@ -103,11 +105,12 @@ impl Operation for ImportKeyMaterial {
         check_members(request, key.held.value.spec)?;
         let parameters = parameters(call, &key, given(&request.import_token)?).await?;
         let imported = unwrap(call, &key, &parameters, given(&request.encrypted_key_material)?).await?;
-        let name = key.held.id.to_string();
+        let name = name(&key);
         let tagged = [name.as_bytes(), imported.check.as_slice()];
         let id = BackingId(call.app.registry.tag(MATERIAL_LABEL, &tagged, call.deadline).await?);
         let versions: Vec<Held<BackingKey>> = call.app.registry.of_key(&key.held.id, call.deadline).await?;
-        place(call, request, &key, versions, id, imported, valid_to_ms)?;
+        let messages = place(call, request, &key, versions, id, imported, valid_to_ms)?;
+        deliver(&call.app, messages, call.now_ms, call.deadline).await?.take_part(call)?;
         Ok(kms::ImportKeyMaterialResponse {
             key_id: Some(key.arn.clone()),
             key_material_id: (key.held.value.spec == SYMMETRIC).then(|| id.to_string()),
@@ -152,8 +155,10 @@ impl Operation for DeleteImportedKeyMaterial {
             Error::new(Exception::NotFound, format!("{} has no key material {id}.", key.arn))
         })?;
         if version.value.home != StoredHome::Deleted {
-            let removal = material::remove(&call.app, &key.held, version)?;
+            let mut removal = material::remove(&call.app, &key.held, version)?;
             removal.drafts.iter().cloned().for_each(|draft| call.change(draft));
+            let messages = std::mem::take(&mut removal.messages);
+            deliver(&call.app, messages, call.now_ms, call.deadline).await?.take_part(call)?;
             let (store, deadline) = (call.app.store.clone(), call.deadline);
             call.afterwards(move |app: &App| {
                 app.tasks.spawn(async move {
@@ -405,8 +410,18 @@ fn only_symmetric(member: &str) -> Error {
     Error::validation(format!("{member} is valid for symmetric encryption keys only."))
 }
 
+/// What the ids of a key's material are bound to: the keys of a multi-Region key
+/// have the same.
+fn name(key: &Key) -> String {
+    let id = &key.held.id;
+    match key.held.value.multi_region {
+        Some(_) => RowId { region: String::new(), ..id.clone() }.to_string(),
+        None => id.to_string(),
+    }
+}
+
 /// Gives material its place among the key's versions: the first, one that is
-/// there again, or one to rotate to.
+/// there again, or one to rotate to. Returns what other Regions are told.
 fn place(
     call: &mut Call,
     request: &kms::ImportKeyMaterialRequest,
@@ -415,8 +430,9 @@ fn place(
     id: BackingId,
     imported: Imported,
     valid_to_ms: Option<i64>,
-) -> Result<()> {
+) -> Result<Vec<Message>> {
     let mut value = key.held.value.clone();
+    let mut news = Vec::new();
     let known = versions.iter().position(|version| version.id.id == id.to_string());
     check_place(request, key, &value, known.is_some(), id)?;
     let home = StoredHome::of(&imported.home);
@@ -442,6 +458,7 @@ fn place(
             };
             let place = RowId { kind: Kind::BackingKey, id: id.to_string(), ..key.held.id.clone() };
             call.change(Draft::insert(place.clone(), &row)?);
+            news.push(Version { id, row: row.clone() });
             versions.push(Held { id: place, version: 1, value: row });
             match value.current {
                 None => value.current = Some(id),
@@ -449,14 +466,19 @@ fn place(
             }
         }
     }
-    let pending = value.pending.map(|id| id.to_string());
-    let permanent = versions.iter().filter(|version| Some(&version.id.id) != pending.as_ref());
-    value.expiration = material::expiration(permanent.map(|version| &version.value));
-    if value.state == kms::KeyState::PendingImport && value.expiration.is_some() {
-        value.state = kms::KeyState::Enabled;
+    material::settle_import(&mut value, &versions);
+    let mut messages = Vec::new();
+    if value.pending == Some(id) {
+        messages.extend(report(&key.held.id, &value, News::Pending { material: id, is_there: true }));
+    }
+    if !news.is_empty() {
+        if let Some(set) = value.multi_region.as_mut().filter(|_| value.pending == Some(id)) {
+            set.lacking = set.replicas.clone();
+        }
+        messages.extend(synchronize(&key.held.id, &value, news)?);
     }
     call.change(Draft::replace(&key.held, &value)?);
-    Ok(())
+    Ok(messages)
 }
 
 /// Whether material with this id may be imported so.
@@ -469,6 +491,12 @@ fn check_place(
 ) -> Result<()> {
     use kms::ImportType::{ExistingKeyMaterial, NewKeyMaterial};
     let incorrect = |why: &str| Err(Error::new(Exception::IncorrectKeyMaterial, why.to_owned()));
+    if value.is_replica() && request.import_type == Some(NewKeyMaterial as i32) {
+        return Err(unsupported(
+            key,
+            "is a multi-Region replica key: new key material is imported into its primary key first, then here as EXISTING_KEY_MATERIAL.",
+        ));
+    }
     let default = if value.current.is_none() { NewKeyMaterial } else { ExistingKeyMaterial };
     match (choice(request.import_type, default), known) {
         (NewKeyMaterial, true) => {

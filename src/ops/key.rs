@@ -6,8 +6,8 @@ use super::material::public_key;
 use super::policy::acceptable;
 use super::prelude::*;
 use super::tag::tags;
-use crate::hsm::{Cluster, HsmError, MemberState, Residence};
-use crate::key::Key as KeyRow;
+use crate::hsm::{Cluster, MemberState, Residence};
+use crate::key::{Key as KeyRow, MultiRegion};
 use crate::material;
 use crate::policy;
 use crate::registry::LoadedKey;
@@ -52,6 +52,9 @@ impl Operation for CreateKey {
         for key in ["kms:KeyUsage", "kms:CustomerMasterKeyUsage"] {
             call.know(key, usage.text());
         }
+        if request.multi_region == Some(true) {
+            call.know("kms:MultiRegionKeyType", kms::MultiRegionKeyType::Primary.text());
+        }
         Ok(())
     }
 
@@ -76,7 +79,11 @@ impl Operation for CreateKey {
             Some(id) => in_key_store(call, id, spec).await?,
             None => call.default_cluster()?.clone(),
         };
-        check_capability(&cluster, spec, usage)?;
+        material::check_capability(&cluster, spec, usage)?;
+        let multi_region = request.multi_region == Some(true);
+        if multi_region {
+            check_multi_region(&cluster, spec, request.custom_key_store_id.is_some())?;
+        }
         if origin == kms::OriginType::External {
             check_imports(&cluster, spec)?;
         }
@@ -86,7 +93,7 @@ impl Operation for CreateKey {
             kind: Kind::Key,
             region: call.region().to_owned(),
             account: call.account().to_owned(),
-            id: uuid::Uuid::new_v4().to_string(),
+            id: new_id(multi_region),
         };
         let mut key = KeyRow {
             spec,
@@ -105,6 +112,7 @@ impl Operation for CreateKey {
             rotation: None,
             rotations_on_demand: 0,
             custom_key_store_id: request.custom_key_store_id.clone(),
+            multi_region: multi_region.then(|| MultiRegion::primary(call.region())),
         };
         if origin != kms::OriginType::External {
             let version = material::make(&call.app, &cluster, &row, &key, call.now_ms, call.deadline).await?;
@@ -334,12 +342,21 @@ pub(super) fn bad_marker() -> Error {
 
 /// A key's metadata.
 async fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> Result<kms::KeyMetadata> {
-    let state = call.key_state(key);
     let key_store = match &key.custom_key_store_id {
         Some(store) => Some(call.key_store_of(id, store).await?),
         None => None,
     };
-    Ok(kms::KeyMetadata {
+    Ok(metadata_of(id, key, call.key_state(key), key_store.map(|store| store.value.cluster)))
+}
+
+/// The metadata of a key in a state and in a custom key store's cluster.
+pub(super) fn metadata_of(
+    id: &RowId,
+    key: &KeyRow,
+    state: kms::KeyState,
+    cluster: Option<String>,
+) -> kms::KeyMetadata {
+    kms::KeyMetadata {
         aws_account_id: Some(id.account.clone()),
         key_id: Some(id.id.clone()),
         arn: Some(crate::key::arn_of_key(id)),
@@ -348,10 +365,10 @@ async fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> Result<kms::KeyMetad
         description: Some(key.description.clone()),
         key_usage: Some(key.usage as i32),
         key_state: Some(state as i32),
-        deletion_date: key.deletion.map(|deletion| timestamp(deletion.due_ms)),
+        deletion_date: key.deletion.and_then(|deletion| deletion.due_ms).map(timestamp),
         origin: Some(key.origin as i32),
         custom_key_store_id: key.custom_key_store_id.clone(),
-        cloud_hsm_cluster_id: key_store.map(|store| store.value.cluster),
+        cloud_hsm_cluster_id: cluster,
         key_manager: Some(key.manager as i32),
         customer_master_key_spec: deprecated_spec(key.spec),
         key_spec: Some(key.spec as i32),
@@ -359,7 +376,12 @@ async fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> Result<kms::KeyMetad
         signing_algorithms: numbers(spec::signing_algorithms(key.spec, key.usage)),
         key_agreement_algorithms: numbers(spec::agreement_algorithms(key.usage)),
         mac_algorithms: numbers(spec::mac_algorithms(key.spec)),
-        multi_region: Some(false),
+        multi_region: Some(key.multi_region.is_some()),
+        multi_region_configuration: key.multi_region.as_ref().map(|set| multi_region_configuration(id, set)),
+        pending_deletion_window_in_days: key
+            .deletion
+            .filter(|deletion| deletion.due_ms.is_none())
+            .map(|deletion| deletion.window_days),
         expiration_model: key.expiration.map(|expiration| expiration_model(expiration.valid_to_ms) as i32),
         valid_to: key.expiration.and_then(|expiration| expiration.valid_to_ms).map(timestamp),
         current_key_material_id: (key.spec == kms::KeySpec::SymmetricDefault)
@@ -367,7 +389,45 @@ async fn metadata(call: &Call, id: &RowId, key: &KeyRow) -> Result<kms::KeyMetad
             .flatten()
             .map(|id| id.to_string()),
         ..Default::default()
-    })
+    }
+}
+
+fn multi_region_configuration(id: &RowId, set: &MultiRegion) -> kms::MultiRegionConfiguration {
+    let related = |region: &String| kms::MultiRegionKey {
+        arn: Some(crate::key::arn_of_key(&RowId { region: region.clone(), ..id.clone() })),
+        region: Some(region.clone()),
+    };
+    kms::MultiRegionConfiguration {
+        multi_region_key_type: Some(set.key_type() as i32),
+        primary_key: Some(related(&set.primary)),
+        replica_keys: set.replicas.iter().map(related).collect(),
+    }
+}
+
+/// A UUID; a multi-Region key's looks so that one knows it.
+fn new_id(multi_region: bool) -> String {
+    let id = uuid::Uuid::new_v4();
+    match multi_region {
+        true => format!("mrk-{}", id.simple()),
+        false => id.to_string(),
+    }
+}
+
+/// Material that goes to another Region goes wrapped.
+fn check_multi_region(cluster: &Cluster, spec: kms::KeySpec, in_key_store: bool) -> Result<()> {
+    if in_key_store {
+        return Err(Error::new(
+            Exception::UnsupportedOperation,
+            "A multi-Region key cannot be made in a custom key store.",
+        ));
+    }
+    match spec::material(spec).and_then(|material| cluster.residence(material)) {
+        Some(Residence::Wrapped) => Ok(()),
+        _ => Err(spec::unsupported(
+            spec,
+            "the HSMs cannot wrap such key material, so it cannot be in several Regions",
+        )),
+    }
 }
 
 /// Changes a key in a state that allows it.
@@ -486,20 +546,5 @@ fn check_imports(cluster: &Cluster, spec: kms::KeySpec) -> Result<()> {
         }
         (_, Some(Residence::Wrapped)) => Ok(()),
         _ => Err(spec::unsupported(spec, "the HSMs cannot wrap such key material, so it cannot be imported")),
-    }
-}
-
-fn check_capability(cluster: &Cluster, spec: kms::KeySpec, usage: kms::KeyUsageType) -> Result<()> {
-    let offered = cluster.capabilities();
-    if offered.is_empty() {
-        return Err(from_hsm(HsmError::Unavailable("no member was attached yet".to_owned())));
-    }
-    let needs = spec::needs(spec, usage)
-        .ok_or_else(|| spec::unsupported(spec, "no module that Strongroom knows makes such keys"))?;
-    match needs.into_iter().find(|need| !offered.contains(need)) {
-        None => Ok(()),
-        Some(lacking) => {
-            Err(spec::unsupported(spec, &format!("no HSM of the cluster passed its self-test of {lacking}")))
-        }
     }
 }

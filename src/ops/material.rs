@@ -11,6 +11,7 @@ use super::prelude::*;
 use crate::hsm::{BackingId, HsmError};
 use crate::key::{Ciphertext, Header, public};
 use crate::material;
+use crate::multi_region;
 use crate::registry::{LoadedBacking, UseTaken};
 
 /// KMS's limit of an encryption context, in bytes of all its keys and values.
@@ -160,7 +161,13 @@ async fn successor(call: &Call, key: &Allowed<Key>) -> Result<Arc<LoadedBacking>
         ));
     }
     let kind = kms::RotationType::Automatic;
-    let id = material::rotate_by_itself(&call.app, &key.held, kind, call.deadline).await?;
+    let id = match key.held.value.is_replica() {
+        true => {
+            let primary = multi_region::primary(&call.app, &key.held, call.deadline).await?;
+            material::rotate_by_itself(&call.app, &primary, kind, call.deadline).await?
+        }
+        false => material::rotate_by_itself(&call.app, &key.held, kind, call.deadline).await?,
+    };
     let missing = || Error::internal(format!("{} has no material", key.arn));
     let backing = backing(call, key, id).await?.ok_or_else(missing)?;
     call.app.registry.take_use(&backing, call.deadline).await?;
@@ -183,7 +190,8 @@ fn oaep(backing: &LoadedBacking, hash: crate::hsm::Hash, plaintext: &[u8]) -> Re
 /// Tells the operators, once per key, that three quarters of its uses are gone.
 fn warn_of_uses(call: &mut Call, key: &Allowed<Key>) -> Result<()> {
     metrics::counter!("strongroom_keys_near_use_limit_total").increment(1);
-    let details = serde_json::json!({ "keyId": key.arn, "usesLeased": crate::registry::USES_WARNING });
+    let details =
+        serde_json::json!({ "keyId": key.arn, "usesLeased": crate::registry::uses_warning(&key.held.id.id) });
     call.service_event("KeyUseLimitApproaching", &key.held.id.account, details, Some(&key.arn))
 }
 

@@ -23,6 +23,7 @@ mod mac;
 mod material;
 mod member;
 mod membership;
+mod multi_region;
 mod organization;
 mod policy;
 mod random;
@@ -63,6 +64,7 @@ operations! {
     deletion: ScheduleKeyDeletion CancelKeyDeletion,
     usage: GetKeyLastUsage,
     import: GetParametersForImport ImportKeyMaterial DeleteImportedKeyMaterial,
+    multi_region: ReplicateKey UpdatePrimaryRegion,
     rotation: EnableKeyRotation DisableKeyRotation GetKeyRotationStatus RotateKeyOnDemand ListKeyRotations,
     alias: CreateAlias UpdateAlias DeleteAlias ListAliases,
     cipher: Encrypt Decrypt ReEncrypt,

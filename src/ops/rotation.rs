@@ -2,10 +2,12 @@
 //! at, and on demand.
 
 use super::key::{expiration_model, marker, unmarked};
+use super::multi_region::unsupported;
 use super::prelude::*;
 use crate::hsm::BackingId;
 use crate::key::{BackingKey, Key as KeyRow, Rotation, StoredHome};
 use crate::material;
+use crate::multi_region::{deliver, synchronize};
 use crate::proto::kms::RotationType;
 
 const PERIOD_DAYS: i32 = 365;
@@ -35,13 +37,14 @@ impl Operation for EnableKeyRotation {
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         check_rotates_by_itself(&key)?;
+        check_not_replica(&key)?;
         call.check(Stage::Use, &key)?;
         let period_days = request.rotation_period_in_days.unwrap_or(PERIOD_DAYS);
         let mut value = key.held.value.clone();
         // The same again changes no date.
         if value.rotation.is_none_or(|rotation| rotation.period_days != period_days) {
             value.rotation = Some(Rotation::from_now(period_days, call.now_ms));
-            call.change(Draft::replace(&key.held, &value)?);
+            share(call, &key, &value).await?;
         }
         Ok(kms::EnableKeyRotationResponse {})
     }
@@ -65,10 +68,11 @@ impl Operation for DisableKeyRotation {
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         check_rotates_by_itself(&key)?;
+        check_not_replica(&key)?;
         call.check(Stage::Use, &key)?;
         let mut value = key.held.value.clone();
         if value.rotation.take().is_some() {
-            call.change(Draft::replace(&key.held, &value)?);
+            share(call, &key, &value).await?;
         }
         Ok(kms::DisableKeyRotationResponse {})
     }
@@ -123,6 +127,7 @@ impl Operation for RotateKeyOnDemand {
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         check_has_rotations(&key)?;
+        check_not_replica(&key)?;
         call.check(Stage::Use, &key)?;
         if key.held.value.rotations_on_demand >= ON_DEMAND_MAX {
             return Err(Error::new(
@@ -133,6 +138,7 @@ impl Operation for RotateKeyOnDemand {
         let turn =
             material::turn(&call.app, &key.held, RotationType::OnDemand, call.now_ms, call.deadline).await?;
         turn.drafts.into_iter().for_each(|draft| call.change(draft));
+        deliver(&call.app, turn.messages, call.now_ms, call.deadline).await?.take_part(call)?;
         call.service_event("RotateKey", &key.held.id.account, turn.details, Some(&key.arn))?;
         Ok(kms::RotateKeyOnDemandResponse { key_id: Some(key.arn.clone()) })
     }
@@ -187,15 +193,17 @@ fn when(row: &Held<BackingKey>) -> i64 {
 }
 
 fn entry(key: &Key, row: &Held<BackingKey>) -> kms::RotationsListEntry {
-    let KeyRow { current, pending, .. } = &key.held.value;
+    let KeyRow { current, pending, multi_region, .. } = &key.held.value;
     let is = |id: &Option<BackingId>| id.is_some_and(|id| id.to_string() == row.id.id);
+    let is_there = row.value.home != StoredHome::Deleted;
+    let lacking = multi_region.as_ref().is_some_and(|set| set.is_primary && !set.lacking.is_empty());
     let state = match (is(current), is(pending)) {
         (true, _) => kms::KeyMaterialState::Current,
+        (_, true) if lacking || !is_there => kms::KeyMaterialState::PendingMultiRegionImportAndRotation,
         (_, true) => kms::KeyMaterialState::PendingRotation,
         _ => kms::KeyMaterialState::NonCurrent,
     };
     let import = row.value.imported.as_ref();
-    let is_there = row.value.home != StoredHome::Deleted;
     let import_state = match is_there {
         true => kms::ImportState::Imported,
         false => kms::ImportState::PendingImport,
@@ -225,6 +233,21 @@ fn check_has_rotations(key: &Key) -> Result<()> {
         Some(_) => refused("is in a custom key store, where keys are not rotated."),
         None => Ok(()),
     }
+}
+
+/// A replica is rotated with its primary key.
+fn check_not_replica(key: &Key) -> Result<()> {
+    match key.held.value.is_replica() {
+        true => Err(unsupported(key, "is a multi-Region replica key: its rotation is its primary key's.")),
+        false => Ok(()),
+    }
+}
+
+/// Makes a change of a key durable that its replicas share.
+async fn share(call: &mut Call, key: &Key, value: &KeyRow) -> Result<()> {
+    call.change(Draft::replace(&key.held, value)?);
+    let messages = synchronize(&key.held.id, value, Vec::new())?;
+    deliver(&call.app, messages, call.now_ms, call.deadline).await?.take_part(call)
 }
 
 /// Of these, only those whose material the HSM made are rotated by the clock.

@@ -93,7 +93,8 @@ impl Daemon {
             command.env_remove(name);
         }
         let mut child = command
-            .args(["dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--aws", "127.0.0.1:0", "--dir"])
+            .args(["dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--aws", "127.0.0.1:0"])
+            .args(["--regions", "us-east-1,eu-west-1,ap-southeast-2", "--dir"])
             .arg(folder.join("dev"))
             .args(arguments)
             .stdout(Stdio::piped())

@@ -25,6 +25,7 @@ mod interop;
 mod key_stores;
 mod kill;
 mod members;
+mod multi_region;
 mod operated;
 mod outage;
 mod policy;

@@ -15,7 +15,7 @@ use crate::support::{Instance, eventually};
 const RUNBOOK: &str = include_str!("../../deploy/hsm.md");
 
 /// Makes the second HSM known to the configuration of an instance that is stopped.
-fn configure(instance: &Instance, second: &Token) {
+pub fn configure(instance: &Instance, second: &Token) {
     let pin = instance.path("hsm/second.pin");
     fs::write(&pin, PIN).unwrap();
     fs::set_permissions(&pin, fs::Permissions::from_mode(0o600)).unwrap();

@@ -37,6 +37,8 @@ class Samples:
         found = kms.get_parameters_for_import(
             key_id=imported, wrapping_algorithm="RSAES_OAEP_SHA_256", wrapping_key_spec="RSA_2048"
         )
+        primary, replicated = (kms.create_key(multi_region=True).key_metadata.key_id for _ in range(2))
+        kms.replicate_key(key_id=replicated, replica_region="eu-west-1")
         sha256 = hashes.SHA256()
         oaep = padding.OAEP(padding.MGF1(sha256), sha256, None)
         peer = ec.generate_private_key(ec.SECP256R1()).public_key()
@@ -53,6 +55,8 @@ class Samples:
                 "encrypted_key_material": load_der_public_key(found.public_key).encrypt(os.urandom(32), oaep),
                 "expiration_model": "KEY_MATERIAL_DOES_NOT_EXPIRE",
             },
+            "primary": primary,
+            "replicated": replicated,
             "turned": kms.create_key().key_metadata.key_id,
             "peer": peer.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
             "policy": kms.get_key_policy(key_id=symmetric.id).policy,
@@ -79,6 +83,8 @@ class Samples:
             "CancelKeyDeletion": {"key_id": there["pending"]},
             "GetPublicKey": {"key_id": there["signing"]},
             "GetKeyLastUsage": key,
+            "ReplicateKey": {"key_id": there["primary"], "replica_region": "eu-west-1"},
+            "UpdatePrimaryRegion": {"key_id": there["replicated"], "primary_region": "eu-west-1"},
             "Encapsulate": {**key, "encapsulation_algorithm": "ML_KEM"},
             "Decapsulate": {
                 **key,

@@ -116,7 +116,6 @@ def test_a_member_that_is_not_served_is_refused(kms, samples, refused, operation
             "raw_secret_access_key": "x" * 43,
         },
         "xks_proxy_connectivity": "PUBLIC_ENDPOINT",
-        "multi_region": True,
         "recipient": {"key_encryption_algorithm": "RSAES_OAEP_SHA_256", "attestation_document": b"x"},
         "xks_key_id": "external-1",
     }[field.name]

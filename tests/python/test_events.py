@@ -24,6 +24,8 @@ CHANGES = {
     "EnableKeyRotation",
     "DisableKeyRotation",
     "RotateKeyOnDemand",
+    "ReplicateKey",
+    "UpdatePrimaryRegion",
     "CreateGrant",
     "RetireGrant",
     "RevokeGrant",
@@ -51,6 +53,7 @@ COMMON = {
     "InvalidGrantTokenException",
     "UnsupportedOperationException",
 }
+HOME = "us-east-1"
 FIELDS = {
     "eventVersion",
     "userIdentity",
@@ -86,6 +89,8 @@ def calls(kms, samples):
 def records(events, calls):
     """All records of calls, by requestID."""
     found = events.until(call.request_id for call in calls)
+    # What a call did in another Region is on the record there.
+    found = [record for record in found if record["awsRegion"] == HOME]
     repeated = [
         name for name, count in Counter(r.get("requestID") for r in found).items() if name and count > 1
     ]

@@ -5,14 +5,13 @@
 //! POST / → target → body → signature → Caller → the operation → JSON, x-amzn-RequestId
 //!           404      413     400: counted and logged; from here on: an event
 //! ```
-//! A Region's daemon is picked by the scope of the signature.
+//! The Region is picked by the scope of the signature.
 
 mod keys;
 mod refused;
 mod routes;
 mod sigv4;
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -46,7 +45,7 @@ const GLOBAL_REGION: &str = "us-east-1";
 pub struct Front(Arc<Shared>);
 
 struct Shared {
-    regions: HashMap<String, Arc<App>>,
+    app: Arc<App>,
     routes: Routes,
     keys: ArcSwap<AccessKeys>,
     limits: Arc<ArcSwap<CallLimits>>,
@@ -54,14 +53,10 @@ struct Shared {
 }
 
 impl Front {
-    /// A front for these Regions.
-    pub fn new(
-        apps: impl IntoIterator<Item = Arc<App>>,
-        keys: AccessKeys,
-        limits: Arc<ArcSwap<CallLimits>>,
-    ) -> Self {
+    /// A front for every Region of a daemon.
+    pub fn new(app: Arc<App>, keys: AccessKeys, limits: Arc<ArcSwap<CallLimits>>) -> Self {
         Front(Arc::new(Shared {
-            regions: apps.into_iter().map(|app| (app.region.clone(), app)).collect(),
+            app,
             routes: Routes::new(),
             keys: ArcSwap::from_pointee(keys),
             limits,
@@ -104,12 +99,12 @@ impl Shared {
         let body = read(body, limits, arrived).await?;
         let verified = {
             let keys = self.keys.load();
-            let regions = |region: &str| self.app(route, region).is_some();
+            let regions = |region: &str| self.region(route, region).is_some();
             let scope = sigv4::Scope { service: route.service.signing_name, regions: &regions };
             sigv4::verify(head, &body, &keys, &scope, now_s())?
         };
         let peer = peer(head).ok_or_else(Refused::no_peer)?;
-        let app = self.app(route, &verified.region).ok_or_else(|| Refused::region(&verified.region))?;
+        let region = self.region(route, &verified.region).ok_or_else(|| Refused::region(&verified.region))?;
         let caller = Caller {
             principal: verified.principal,
             access_key_id: Some(verified.access_key_id),
@@ -118,14 +113,13 @@ impl Shared {
             user_agent: user_agent(&head.headers),
         };
         let deadline = arrived + route.timeout.unwrap_or(limits.request_timeout);
-        Ok((route.serve)(app.clone(), caller, body, deadline).await)
+        Ok((route.serve)(self.app.clone(), region.clone(), caller, body, deadline).await)
     }
 
-    /// What serves an operation in a Region.
-    fn app(&self, route: &Route, region: &str) -> Option<&Arc<App>> {
-        let any = || self.regions.values().next();
-        let global = route.service.is_global && region == GLOBAL_REGION;
-        self.regions.get(region).or_else(|| global.then(any).flatten())
+    /// The Region that a signature's scope asks an operation in.
+    fn region(&self, route: &Route, name: &str) -> Option<&Arc<str>> {
+        let global = route.service.is_global && name == GLOBAL_REGION;
+        self.app.key_stores.region(name).or_else(|| global.then_some(&self.app.region))
     }
 
     fn route(&self, head: &Parts) -> Result<&Route, Refused> {

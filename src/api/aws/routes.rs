@@ -22,8 +22,11 @@ use crate::wire::json::{self, Json};
 const REQUEST_ID: &str = "x-amzn-requestid";
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 
-type Handler =
-    Box<dyn Fn(Arc<App>, Caller, Bytes, Instant) -> BoxFuture<'static, Response<Full<Bytes>>> + Send + Sync>;
+type Handler = Box<
+    dyn Fn(Arc<App>, Arc<str>, Caller, Bytes, Instant) -> BoxFuture<'static, Response<Full<Bytes>>>
+        + Send
+        + Sync,
+>;
 
 /// One operation.
 pub struct Route {
@@ -60,20 +63,27 @@ impl Visitor for Routes {
         O::Response: Json,
     {
         let Some(service) = O::SERVICE.aws() else { return };
-        let serve: Handler =
-            Box::new(|app, caller, body, deadline| Box::pin(serve::<O>(app, caller, body, deadline)));
+        let serve: Handler = Box::new(|app, region, caller, body, deadline| {
+            Box::pin(serve::<O>(app, region, caller, body, deadline))
+        });
         let route = Route { service, timeout: O::TIMEOUT, serve };
         self.0.insert(format!("{}.{}", service.target, O::NAME), route);
     }
 }
 
-async fn serve<O>(app: Arc<App>, caller: Caller, body: Bytes, deadline: Instant) -> Response<Full<Bytes>>
+async fn serve<O>(
+    app: Arc<App>,
+    region: Arc<str>,
+    caller: Caller,
+    body: Bytes,
+    deadline: Instant,
+) -> Response<Full<Bytes>>
 where
     O: Operation,
     O::Request: Json,
     O::Response: Json,
 {
-    let Answer { request_id, result } = execute::<O>(app, caller, json::read(&body), deadline).await;
+    let Answer { request_id, result } = execute::<O>(app, region, caller, json::read(&body), deadline).await;
     match result.and_then(|message| written(&message)) {
         Ok(body) => answer(StatusCode::OK, &request_id, body),
         Err(error) => failure(&error, &request_id),

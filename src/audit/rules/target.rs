@@ -68,7 +68,7 @@ impl Target {
     /// # Errors
     /// What keeps it from being used.
     pub fn open(app: &App, settings: &TargetSettings) -> Result<Target, String> {
-        let region = app.region.clone();
+        let region = app.region.to_string();
         match settings {
             TargetSettings { event_bus: Some(bus), .. } => EventBus::open(bus, region).map(Target::EventBus),
             TargetSettings { log_stream: Some(stream), .. } => {

@@ -91,7 +91,7 @@ pub async fn next(
     }
     let row = RowId {
         kind: Kind::DigestKey,
-        region: app.region.clone(),
+        region: app.region.to_string(),
         account: String::new(),
         id: fingerprint(&public_key),
     };

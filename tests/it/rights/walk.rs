@@ -23,6 +23,8 @@ const REQUESTS: &[(&str, &str)] = &[
     ("CancelKeyDeletion", r#"{"keyId": "KEY"}"#),
     ("GetPublicKey", r#"{"keyId": "KEY"}"#),
     ("GetKeyLastUsage", r#"{"keyId": "KEY"}"#),
+    ("ReplicateKey", r#"{"keyId": "KEY", "replicaRegion": "eu-west-1"}"#),
+    ("UpdatePrimaryRegion", r#"{"keyId": "KEY", "primaryRegion": "eu-west-1"}"#),
     ("Encapsulate", r#"{"keyId": "KEY", "encapsulationAlgorithm": 1}"#),
     ("Decapsulate", r#"{"keyId": "KEY", "encapsulationAlgorithm": 1, "sharedSecretCiphertextBlob": "eA=="}"#),
     ("GetParametersForImport", r#"{"keyId": "KEY", "wrappingAlgorithm": 3, "wrappingKeySpec": 1}"#),

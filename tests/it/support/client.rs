@@ -43,6 +43,8 @@ rpcs! { kms "kms.v1.KeyManagementService":
     "CancelKeyDeletion" CancelKeyDeletionRequest CancelKeyDeletionResponse,
     "GetPublicKey" GetPublicKeyRequest GetPublicKeyResponse,
     "GetKeyLastUsage" GetKeyLastUsageRequest GetKeyLastUsageResponse,
+    "ReplicateKey" ReplicateKeyRequest ReplicateKeyResponse,
+    "UpdatePrimaryRegion" UpdatePrimaryRegionRequest UpdatePrimaryRegionResponse,
     "GetParametersForImport" GetParametersForImportRequest GetParametersForImportResponse,
     "ImportKeyMaterial" ImportKeyMaterialRequest ImportKeyMaterialResponse,
     "DeleteImportedKeyMaterial" DeleteImportedKeyMaterialRequest DeleteImportedKeyMaterialResponse,
@@ -166,6 +168,8 @@ impl Refusal {
 #[derive(Clone)]
 pub struct Client {
     channel: Channel,
+    /// The Region that is asked; none for the daemon's own.
+    region: Option<&'static str>,
 }
 
 impl Client {
@@ -177,7 +181,12 @@ impl Client {
             .identity(Identity::from_pem(read(&format!("{name}.pem")), read(&format!("{name}.key"))));
         let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap();
         let channel = timeout(LONG, endpoint.connect()).await.expect("connecting hangs").unwrap();
-        Client { channel }
+        Client { channel, region: None }
+    }
+
+    /// The same connection, to ask another Region.
+    pub fn in_region(&self, region: &'static str) -> Client {
+        Client { channel: self.channel.clone(), region: Some(region) }
     }
 
     /// The connection, for services that are not ours.
@@ -206,7 +215,10 @@ impl Client {
         self.send(request).await
     }
 
-    async fn send<R: Rpc>(&self, request: Request<R>) -> Result<Answer<R::Response>, Refusal> {
+    async fn send<R: Rpc>(&self, mut request: Request<R>) -> Result<Answer<R::Response>, Refusal> {
+        if let Some(region) = self.region {
+            request.metadata_mut().insert("strongroom-region", region.parse().unwrap());
+        }
         let mut grpc = tonic::client::Grpc::new(self.channel.clone());
         let answered = timeout(LONG, async {
             grpc.ready().await.map_err(|error| Status::unavailable(format!("{error:?}")))?;

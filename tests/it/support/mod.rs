@@ -87,7 +87,8 @@ impl Instance {
     pub fn in_folder(dir: impl FnOnce(&Path) -> PathBuf) -> Instance {
         let folder = tempfile::tempdir().unwrap();
         let dir = dir(folder.path());
-        Instance { folder, dir, environment: Vec::new(), arguments: Vec::new(), starts: AtomicUsize::new(0) }
+        let starts = AtomicUsize::new(0);
+        Instance { folder, dir, environment: Vec::new(), arguments: Vec::new(), starts }
     }
 
     /// DIR.

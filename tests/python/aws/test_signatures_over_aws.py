@@ -148,7 +148,7 @@ def test_the_host_and_awss_headers_must_be_signed(header):
 
 
 def test_the_scope_must_be_this_service_and_region():
-    refused(signed(region="eu-west-1"), "InvalidSignatureException", "Credential should be scoped to a valid region")
+    refused(signed(region="eu-central-1"), "InvalidSignatureException", "Credential should be scoped to a valid region")
     refused(
         signed(service="cloudtrail"),
         "InvalidSignatureException",
