@@ -1,6 +1,7 @@
 //! Whether the daemon serves: for load balancers (grpc.health.v1), and for
 //! operators (/readyz, /metrics).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ use crate::key_stores::KeyStores;
 use crate::operation::Service;
 
 const INTERVAL: Duration = Duration::from_millis(500);
+
+/// What the ids of custom key stores begin with.
+const KEY_STORE_PREFIX: &str = "cks-";
 
 /// The service of grpc.health.v1 that serves while every HSM does.
 const REDUNDANCY: &str = "redundancy";
@@ -99,6 +103,7 @@ impl Strength {
 /// HSMs of its own by its name, each member by its
 /// token's URI, and whether none is out.
 pub async fn report(app: Arc<App>, reporter: HealthReporter, stop: CancellationToken) {
+    let mut known = BTreeSet::new();
     loop {
         let checks = Ready(app.clone()).check();
         let ready = checks.iter().all(|check| check.ok);
@@ -110,15 +115,26 @@ pub async fn report(app: Arc<App>, reporter: HealthReporter, stop: CancellationT
         reporter.set_service_status(REDUNDANCY, status(!degraded)).await;
         gauge!("strongroom_degraded").set(f64::from(u8::from(degraded)));
         Strength::of(app.key_stores.installation()).measure(INSTALLATION);
+        let mut present = BTreeSet::new();
         for (id, cluster) in beside_installation(&app.key_stores) {
             let strength = Strength::of(&cluster);
             strength.measure(&id);
-            reporter.set_service_status(id, status(strength.serving > 0)).await;
+            reporter.set_service_status(&id, status(strength.serving > 0)).await;
+            present.insert(id);
         }
         let clusters = app.key_stores.clusters();
         for member in clusters.iter().flat_map(|cluster| cluster.watch().borrow().clone()) {
-            reporter.set_service_status(member.uri, status(member.state == MemberState::Serving)).await;
+            reporter.set_service_status(&member.uri, status(member.state == MemberState::Serving)).await;
+            present.insert(member.uri);
         }
+        // A key store that was disconnected, a member that was removed.
+        for gone in known.difference(&present) {
+            reporter.set_service_status(gone, ServingStatus::NotServing).await;
+            if gone.starts_with(KEY_STORE_PREFIX) {
+                Strength { members: Vec::new(), serving: 0 }.measure(gone);
+            }
+        }
+        known = present;
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => (),
             () = stop.cancelled() => break,

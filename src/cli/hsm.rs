@@ -70,7 +70,7 @@ const GROUPS: [Group; 2] = [
     },
     Group {
         name: "member",
-        about: "Change the members of the installation's cluster while it runs",
+        about: "Change the members of a cluster while it is in use",
         commands: &[
             ("tokens", "ListTokens"),
             ("add", "AddMember"),

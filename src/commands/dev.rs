@@ -95,8 +95,9 @@ pub fn run(
         let plaintext = config.aws.plaintext;
         let aws = AwsEndpoint { address: bound.aws, plaintext, access_key: &access_key };
         dev_setup::write_env(&dir, &config.region, bound.grpc, &aws)?;
+        daemon::announce(config, bound)?;
         print!("{hsms}");
-        daemon::announce(config, bound)
+        Ok(())
     });
     runtime()?.block_on(serve)
 }

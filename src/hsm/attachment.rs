@@ -72,6 +72,8 @@ pub(crate) struct Attach<'a> {
     pub(crate) epoch: u64,
     pub(crate) token: &'a TokenUri,
     pub(crate) pin: &'a SecretString,
+    /// Whether the token has taken it before.
+    pub(crate) pin_is_known: bool,
     pub(crate) identity: &'a Arc<ClusterIdentity>,
     /// The result of an earlier time.
     pub(crate) self_test: Option<Arc<SelfTest>>,
@@ -86,7 +88,11 @@ impl Attach<'_> {
         let (slot, info) = find_token(life, self.token)?;
         let open = || Session::open(life, slot, &self.sessions);
         let anchor = open().map_err(away)?;
-        anchor.log_in(self.pin).map_err(login_failed)?;
+        match self.pin_is_known {
+            true => anchor.log_in(self.pin),
+            false => anchor.log_in_anew(self.pin),
+        }
+        .map_err(login_failed)?;
         let wrapping_key = self.verify(&anchor)?;
         let keeper = open().map_err(away)?;
         let self_test = match self.self_test {

@@ -29,6 +29,20 @@ pub fn ceremony(
     on_token(&modules.get(module)?.life()?, token, pin)
 }
 
+/// Refuses a token that has keys of ours, which may be another installation's.
+/// Blocks.
+///
+/// Errors: [`HsmError::Unsupported`] for such a token, else as those of
+/// [`ceremony`].
+pub fn check_unused(
+    modules: &Modules,
+    module: &str,
+    token: &TokenUri,
+    pin: &SecretString,
+) -> Result<(), HsmError> {
+    refuse_used_token(&log_in(&modules.get(module)?.life()?, token, pin)?)
+}
+
 /// Destroys what a ceremony that did not end left on a token. Only for one of
 /// which no store knows a key. Blocks.
 ///

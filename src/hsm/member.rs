@@ -54,6 +54,8 @@ pub(crate) struct Member {
     control: Crew,
     kick: Notify,
     pin_refused: AtomicBool,
+    /// The token has taken the PIN.
+    pin_known: AtomicBool,
     hung: AtomicUsize,
     epoch: AtomicU64,
     self_test: Mutex<Option<Arc<SelfTest>>>,
@@ -124,6 +126,7 @@ impl Member {
             state: watch::Sender::new(State::Attaching),
             kick: Notify::new(),
             pin_refused: AtomicBool::new(false),
+            pin_known: AtomicBool::new(false),
             hung: AtomicUsize::new(0),
             epoch: AtomicU64::new(0),
             self_test: Mutex::new(None),

@@ -30,7 +30,7 @@ mod tokens;
 mod transport;
 mod types;
 
-pub use ceremony::{ceremony, discard_ceremony};
+pub use ceremony::{ceremony, check_unused, discard_ceremony};
 pub use cluster::Cluster;
 pub use identity::{Blob, ClusterIdentity, SystemKey, TokenUri};
 pub use import::{Imported, Wrapping};

@@ -58,6 +58,19 @@ impl Session {
         }
     }
 
+    /// The same with a PIN that is not known to be right: a login of the process
+    /// that is left of another connection does not stand for it.
+    pub(crate) fn log_in_anew(&self, pin: &SecretString) -> Result<(), Failure> {
+        let mut bytes = Zeroizing::new(pin.expose_secret().as_bytes().to_vec());
+        match call!(self.life, C_Login(self.handle, CKU_USER, bytes.as_mut_ptr(), length(&bytes))) {
+            Err(Failure::Call { rv: CKR_USER_ALREADY_LOGGED_IN, .. }) => {
+                self.log_out()?;
+                self.log_in(pin)
+            }
+            other => other,
+        }
+    }
+
     /// Logs the process in to the session's token as its security officer.
     pub(crate) fn log_in_so(&self, pin: &SecretString) -> Result<(), Failure> {
         let mut pin = Zeroizing::new(pin.expose_secret().as_bytes().to_vec());

@@ -10,6 +10,7 @@ use crate::app::App;
 use crate::error::{Error, Result};
 use crate::hsm::{BackingId, Home, KeyRef};
 use crate::key::{Key, spec};
+use crate::key_stores::rows;
 use crate::proto::kms::{KeySpec, KeyUsageType};
 use crate::registry::{Draft, Held, Stored, from_hsm, from_store};
 use crate::store::{Commit, Kind, Row, RowId};
@@ -89,9 +90,13 @@ pub(super) async fn settle(app: &App) -> Result<()> {
         let rows = app.store.all_rows(Kind::Intent, after.as_ref(), PAGE).await.map_err(from_store)?;
         let Some(last) = rows.last() else { return Ok(()) };
         after = Some(last.id.clone());
-        for row in rows.into_iter().filter(|row| is_reachable(app, row)) {
+        for row in rows {
             let id = row.id.clone();
-            if let Err(error) = settle_one(app, row, now_ms).await {
+            let settled = match is_reachable(app, &row) {
+                true => settle_one(app, row, now_ms).await,
+                false => forget_if_orphaned(app, row).await,
+            };
+            if let Err(error) = settled {
                 // One HSM that is away keeps no other from it.
                 tracing::warn!(intent = %id, %error, detail = error.detail, "an object is left for the next round");
             }
@@ -103,6 +108,26 @@ pub(super) async fn settle(app: &App) -> Result<()> {
 /// it is connected again.
 fn is_reachable(app: &App, row: &Row) -> bool {
     app.key_stores.find(&row.id.region, row.parent.as_deref()).is_some()
+}
+
+/// One that came while its key store was deleted, whose removal did not see it:
+/// no HSM of it will ever be reached again. Its key was not made, as its store
+/// was gone.
+async fn forget_if_orphaned(app: &App, row: Row) -> Result<()> {
+    let Some(store) = &row.parent else { return Ok(()) };
+    let store = rows::row(Kind::KeyStore, &row.id.region, &row.id.account, store);
+    if app.store.row(&store).await.map_err(from_store)?.is_some() {
+        return Ok(());
+    }
+    tracing::warn!(object = row.id.id, "it may stay in the tokens: its key store was deleted");
+    let deadline = Instant::now() + STEP_TIMEOUT;
+    let held: Held<Intent> = app.registry.open(row, deadline).await?;
+    remove(app, &held, deadline).await
+}
+
+async fn remove(app: &App, held: &Held<Intent>, deadline: Instant) -> Result<()> {
+    let changes = app.registry.seal(&[Draft::delete(held)], deadline).await?;
+    app.store.commit(Commit { changes, events: Vec::new() }).await.map(|_| ()).map_err(from_store)
 }
 
 async fn settle_one(app: &App, row: Row, now_ms: i64) -> Result<()> {
@@ -127,7 +152,5 @@ async fn settle_one(app: &App, row: Row, now_ms: i64) -> Result<()> {
         let object = KeyRef { id, material, usage, home: Home::Resident { blob: None } };
         cluster.destroy(&object, deadline).await.map_err(from_hsm)?;
     }
-    let drafts = [Draft::delete(&held)];
-    let changes = app.registry.seal(&drafts, deadline).await?;
-    app.store.commit(Commit { changes, events: Vec::new() }).await.map(|_| ()).map_err(from_store)
+    remove(app, &held, deadline).await
 }

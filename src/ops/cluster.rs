@@ -1,11 +1,14 @@
 //! Clusters of HSMs for custom key stores, as their operators register them.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use secrecy::SecretString;
 
 use super::hsm::member_state;
 use super::membership::known_module;
 use super::prelude::*;
-use crate::hsm::{self as hsms, KeyRules, Modules, TokenUri};
+use crate::hsm::{self as hsms, HsmError, KeyRules, Modules, TokenUri};
 use crate::key_stores::rows::{self, RegisteredCluster, RegisteredMember};
 use crate::proto::hsm;
 use crate::proto::kms::ConnectionStateType;
@@ -80,6 +83,7 @@ impl Operation for InitializeCluster {
     const NAME: &'static str = "InitializeCluster";
     const ACTION: &'static str = "hsm:InitializeCluster";
     const READ_ONLY: bool = false;
+    const TIMEOUT: Option<Duration> = Some(Duration::from_secs(120));
     type Request = hsm::InitializeClusterRequest;
     type Response = hsm::InitializeClusterResponse;
     type On = Account;
@@ -109,8 +113,14 @@ impl Operation for InitializeCluster {
             }
         };
         let left_over = left_over(call, &held)?;
+        let tokens = Arc::new(Tokens::of(call, &held.value, pin, so_pin)?);
+        // INVARIANT: what a ceremony that did not end left is destroyed, so none
+        // begins on a token that has keys, which may be another installation's.
+        if !left_over {
+            tokens.clone().blocking(Tokens::check_unused).await?;
+        }
         let begun = begin(call, &held, Some(call.now_ms)).await?;
-        match ceremony(call, &held.value, pin, so_pin, left_over).await {
+        match tokens.blocking(move |tokens| tokens.ceremony(left_over)).await {
             Ok(identity) => {
                 let value =
                     RegisteredCluster { identity: Some(identity), ceremony_ms: None, ..begun.value.clone() };
@@ -227,8 +237,7 @@ pub(super) fn free(
     taken: &[RegisteredMember],
 ) -> Result<RegisteredMember> {
     let module = known_module(call, module)?;
-    let uri: TokenUri =
-        token.parse().map_err(|error: hsms::HsmError| Error::validation(error.to_string()))?;
+    let uri: TokenUri = token.parse().map_err(|error: HsmError| Error::validation(error.to_string()))?;
     let member = RegisteredMember { module, token: uri.to_string() };
     if taken.contains(&member) {
         return Err(Error::validation(format!("{uri} is a member already, of this cluster or another.")));
@@ -286,57 +295,78 @@ async fn begin(
     Ok(Held { id: held.id.clone(), version: held.version + 1, value })
 }
 
-async fn ceremony(
-    call: &Call,
-    cluster: &RegisteredCluster,
-    pin: SecretString,
+/// The tokens of a cluster, for its ceremony.
+struct Tokens {
+    /// Of its own: tokens are logged out on the way.
+    modules: Arc<Modules>,
+    members: Vec<hsms::TokenAccess>,
     so_pin: Option<SecretString>,
-    left_over: bool,
-) -> Result<hsms::ClusterIdentity> {
-    let access = |member: &RegisteredMember| {
-        let token: TokenUri = member.token.parse().map_err(from_hsm)?;
-        Ok(hsms::TokenAccess { module: member.module.clone(), token, pin: pin.clone() })
-    };
-    let members: Vec<hsms::TokenAccess> = cluster.members.iter().map(access).collect::<Result<_>>()?;
-    // Modules of its own: tokens are logged out on the way.
-    let modules = call.app.key_stores.other_modules();
-    let held = tokio::task::spawn_blocking(move || {
-        let result = on_tokens(&modules, &members, so_pin.as_ref(), left_over);
-        modules.finalise();
-        result
-    });
-    // What is wrong with the token or its PIN is for the operator who asks.
-    held.await
-        .map_err(|error| Error::internal(error.to_string()))?
-        .map_err(|error| Error::new(Exception::CloudHsmClusterInvalidConfiguration, error.to_string()))
 }
 
-/// Makes the keys on the first token, and brings the wrapping key to the others.
-fn on_tokens(
-    modules: &Modules,
-    members: &[hsms::TokenAccess],
-    so_pin: Option<&SecretString>,
-    left_over: bool,
-) -> Result<hsms::ClusterIdentity, hsms::HsmError> {
-    let Some((first, others)) = members.split_first() else {
-        return Err(hsms::HsmError::Unsupported("a cluster without members".to_owned()));
-    };
-    for member in members.iter().filter(|_| left_over) {
-        hsms::discard_ceremony(modules, &member.module, &member.token, &member.pin)?;
+impl Tokens {
+    fn of(
+        call: &Call,
+        cluster: &RegisteredCluster,
+        pin: SecretString,
+        so_pin: Option<SecretString>,
+    ) -> Result<Tokens> {
+        let access = |member: &RegisteredMember| {
+            let token: TokenUri = member.token.parse().map_err(from_hsm)?;
+            Ok(hsms::TokenAccess { module: member.module.clone(), token, pin: pin.clone() })
+        };
+        let members = cluster.members.iter().map(access).collect::<Result<_>>()?;
+        Ok(Tokens { modules: call.app.key_stores.other_modules(), members, so_pin })
     }
-    let identity = hsms::ceremony(modules, &first.module, &first.token, &first.pin)?;
-    let brought = others.iter().try_for_each(|target| match so_pin {
-        Some(so_pin) => hsms::bring_wrapping_key(modules, first, so_pin, target).map(drop),
-        None => Err(hsms::HsmError::Unsupported("the security officer's PIN is needed".to_owned())),
-    });
-    if let Err(error) = brought {
-        // Nothing half made stays, so that the ceremony can be held again.
-        for member in members {
-            hsms::discard_ceremony(modules, &member.module, &member.token, &member.pin)?;
+
+    /// Does something on a thread that may block, and ends the modules.
+    async fn blocking<T: Send + 'static>(
+        self: Arc<Self>,
+        work: impl FnOnce(&Tokens) -> Result<T, HsmError> + Send + 'static,
+    ) -> Result<T> {
+        let done = tokio::task::spawn_blocking(move || {
+            let result = work(&self);
+            self.modules.finalise();
+            result
+        });
+        // What is wrong with a token or its PIN is for the operator who asks.
+        done.await
+            .map_err(|error| Error::internal(error.to_string()))?
+            .map_err(|error| Error::new(Exception::CloudHsmClusterInvalidConfiguration, error.to_string()))
+    }
+
+    fn check_unused(&self) -> Result<(), HsmError> {
+        self.members.iter().try_for_each(|member| {
+            hsms::check_unused(&self.modules, &member.module, &member.token, &member.pin)
+                .map_err(|error| HsmError::Unsupported(format!("{}: {error}", member.token)))
+        })
+    }
+
+    /// Makes the keys on the first token, and brings the wrapping key to the others.
+    fn ceremony(&self, left_over: bool) -> Result<hsms::ClusterIdentity, HsmError> {
+        let Some((first, others)) = self.members.split_first() else {
+            return Err(HsmError::Unsupported("a cluster without members".to_owned()));
+        };
+        if left_over {
+            self.discard()?;
         }
-        return Err(error);
+        let identity = hsms::ceremony(&self.modules, &first.module, &first.token, &first.pin)?;
+        let brought = others.iter().try_for_each(|target| match &self.so_pin {
+            Some(so_pin) => hsms::bring_wrapping_key(&self.modules, first, so_pin, target).map(drop),
+            None => Err(HsmError::Unsupported("the security officer's PIN is needed".to_owned())),
+        });
+        if let Err(error) = brought {
+            // Nothing half made stays, so that the ceremony can be held again.
+            self.discard()?;
+            return Err(error);
+        }
+        Ok(identity)
     }
-    Ok(identity)
+
+    fn discard(&self) -> Result<(), HsmError> {
+        self.members.iter().try_for_each(|member| {
+            hsms::discard_ceremony(&self.modules, &member.module, &member.token, &member.pin)
+        })
+    }
 }
 
 fn state(cluster: &RegisteredCluster) -> hsm::ClusterState {

@@ -38,9 +38,10 @@ impl Operation for CreateCustomKeyStore {
 
     fn on(request: &Self::Request) -> Result<()> {
         if request.custom_key_store_type == Some(kms::CustomKeyStoreType::ExternalKeyStore as i32) {
-            return Err(Error::new(
-                Exception::UnsupportedOperation,
-                "Custom key stores of type EXTERNAL_KEY_STORE are not supported.",
+            // The model of the operation has no exception for what is not served.
+            return Err(Error::validation(
+                "1 validation error detected: Value 'EXTERNAL_KEY_STORE' at 'customKeyStoreType' failed to \
+                 satisfy constraint: Member must satisfy enum value set: [AWS_CLOUDHSM]",
             ));
         }
         for (name, given) in [

@@ -57,6 +57,12 @@ impl Membership {
         if held.value.deleted {
             return Err(Error::new(Exception::CloudHsmClusterNotFound, format!("Cluster {id} was deleted.")));
         }
+        if held.value.ceremony_ms.is_some() {
+            return Err(Error::new(
+                Exception::KmsInvalidState,
+                format!("Cluster {id} is being initialized, or was not to the end: initialize it first."),
+            ));
+        }
         let running = held.value.key_store.as_deref().and_then(|store| key_stores.connected(store));
         Ok(Membership { row: MemberRow::Registered(held), running })
     }

@@ -10,13 +10,14 @@ use strongroom::proto::kms::KeySpec;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
+use crate::members::runbook;
 use crate::support::{Client, Daemon, Instance, eventually, named};
 
 const SYMMETRIC: KeySpec = KeySpec::SymmetricDefault;
 /// What a caller may be told while no HSM serves.
 const OUTAGE: [&str; 3] = ["KeyUnavailableException", "KMSInternalException", "DependencyTimeoutException"];
 
-fn instance(members: &str) -> Instance {
+pub fn instance(members: &str) -> Instance {
     let mut instance = Instance::new();
     instance.argue("--members");
     instance.argue(members);
@@ -36,7 +37,7 @@ async fn members(client: &Client) -> Vec<(String, MemberState)> {
     listed.into_iter().map(|member| (member.uri.clone().unwrap(), member.state())).collect()
 }
 
-async fn serving(client: &Client, count: usize) {
+pub async fn serving(client: &Client, count: usize) {
     eventually(&format!("{count} serve"), async || {
         members(client).await.iter().filter(|(_, state)| *state == MemberState::Serving).count() == count
     })
@@ -48,12 +49,12 @@ fn places(instance: &Instance, number: usize) -> (PathBuf, PathBuf) {
     (instance.path(&format!("hsm/{number}")), instance.beside(&format!("away-{number}")))
 }
 
-fn take(instance: &Instance, number: usize) {
+pub fn take(instance: &Instance, number: usize) {
     let (place, away) = places(instance, number);
     fs::rename(place, away).unwrap();
 }
 
-fn put_back(instance: &Instance, number: usize) {
+pub fn put_back(instance: &Instance, number: usize) {
     let (place, away) = places(instance, number);
     fs::rename(away, place).unwrap();
 }
@@ -189,5 +190,57 @@ async fn more_hsms_join_an_instance_that_has_keys_and_a_start_without_one_goes_o
     let daemon = instance.start().await;
     serving(&daemon.client().await, 2).await;
     assert!(!members(&daemon.client().await).await.iter().any(|(member, _)| *member == uri));
+    daemon.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_hsm_is_replaced_in_one_step_by_the_runbook() {
+    let instance = instance("2");
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+    serving(&client, 2).await;
+    let uris: Vec<String> = members(&client).await.into_iter().map(|(uri, _)| uri).collect();
+    let key = client.create(SYMMETRIC).await.unwrap();
+    let blob = client.encrypt(&key, b"secret").await.unwrap();
+    take(&instance, 2);
+    serving(&client, 1).await;
+
+    // Dev's HSM for key stores is empty.
+    let spare = fs::read_to_string(instance.path("key-store/uri")).unwrap();
+    let (config, so_pin) = (instance.path("strongroom.toml"), instance.path("hsm/so.pin"));
+    let names = |member: &'static str| {
+        let member = if member == "dead" { &uris[1] } else { &uris[0] };
+        [
+            ("CONFIG", config.to_str().unwrap()),
+            ("MEMBER", member.as_str()),
+            ("MEMBER_MODULE", "softhsm2"),
+            ("MEMBER_PIN", strongroom::commands::dev_setup::USER_PIN),
+            ("TOKEN", spare.as_str()),
+            ("MODULE", "key-store"),
+            ("PIN", "key-store"),
+            ("SO_PIN_FILE", so_pin.to_str().unwrap()),
+        ]
+    };
+    let early = runbook(&instance, "hsm member replace", &names("dead"));
+    assert!(String::from_utf8_lossy(&early.stderr).contains("strongroom hsm bring"), "{early:?}");
+    let brought = runbook(&instance, "hsm bring", &names("alive"));
+    assert!(brought.status.success(), "{brought:?}");
+    let replaced = runbook(&instance, "hsm member replace", &names("dead"));
+    assert!(replaced.status.success(), "{replaced:?}");
+    let expected = [(uris[0].clone(), MemberState::Serving), (spare.clone(), MemberState::Serving)];
+    eventually("it took its place", async || members(&client).await == expected).await;
+
+    // The new one alone does it all.
+    take(&instance, 1);
+    serving(&client, 1).await;
+    assert_eq!(client.decrypt(&blob).await.unwrap(), b"secret");
+    client.create(SYMMETRIC).await.unwrap();
+    put_back(&instance, 1);
+    serving(&client, 2).await;
+    let checked = runbook(&instance, "hsm member check", &names("alive"));
+    assert!(checked.status.success(), "{checked:?}");
+    let events = client.events().await;
+    assert!(named(&events, "ReplaceMember").iter().any(|event| event["errorCode"].is_null()));
+    assert_eq!(client.findings().await, Vec::<String>::new());
     daemon.terminate().await;
 }

@@ -13,9 +13,10 @@ use strongroom::proto::hsm::{MemberState, ReplaceMemberRequest};
 use strongroom::proto::kms::KeySpec;
 use tokio::time::Instant;
 
+use crate::dev_members;
 use crate::key_stores::house::{self, Hsm, Owner};
 use crate::support::{Instance, eventually, rounds};
-use load::{Keys, Load};
+use load::{Keys, Load, Tally};
 
 const SERVING: MemberState = MemberState::Serving;
 /// Answers that each state of affairs lasts for.
@@ -95,13 +96,7 @@ impl Stage<'_> {
         self.returns(member).await;
         let back = mending.elapsed();
         self.load.more(ANSWERS).await;
-        let seconds =
-            |time: Option<Duration>| time.map_or("-".to_owned(), |time| format!("{:.1}", time.as_secs_f64()));
-        eprintln!(
-            "{fault:?}: {before:.0} answers/s before; at 80% of that again after {} s; the HSM served again {} s after it was mended",
-            seconds(recovery),
-            seconds(Some(back)),
-        );
+        report(&format!("{fault:?}"), before, recovery, back);
     }
 
     /// Puts the spare in the place of a dead one, which is the spare from then on.
@@ -123,6 +118,56 @@ impl Stage<'_> {
     }
 }
 
+/// Says what was measured.
+fn report(fault: &str, rate: f64, recovery: Option<Duration>, back: Duration) {
+    let recovery = recovery.map_or("-".to_owned(), |time| format!("{:.1}", time.as_secs_f64()));
+    let back = back.as_secs_f64();
+    eprintln!(
+        "{fault}: {rate:.0} answers/s before; 80% of that again after {recovery} s; the HSM served again {back:.1} s after it was mended"
+    );
+}
+
+fn check(tally: &Tally) {
+    eprintln!("{tally:?}");
+    assert_eq!((tally.wrong, tally.late), (0, 0), "{tally:?}");
+    assert!(tally.failed * 1000 <= tally.answers, "{tally:?}");
+}
+
+/// The default key store of `strongroom dev --members 3`, whose folders are taken
+/// away and put back, one after another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_do_not_notice_that_a_folder_is_taken_away() {
+    let mut instance = dev_members::instance("3");
+    instance.unset("STRONGROOM_LIMITS__REQUEST_TIMEOUT_MS");
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+    dev_members::serving(&client, 3).await;
+    let keys = Keys::make(&client, None).await;
+    let load = Load::start(&daemon, keys, None).await;
+    load.more(ANSWERS).await;
+    for round in 0..rounds(1) as usize {
+        for number in (0..3).map(|step| 1 + (round + step) % 3) {
+            let (before, begun) = (load.rate().await, Instant::now());
+            dev_members::take(&instance, number);
+            let recovery = load.recovers(before, begun).await;
+            dev_members::serving(&client, 2).await;
+            load.more(ANSWERS).await;
+            let mending = Instant::now();
+            dev_members::put_back(&instance, number);
+            dev_members::serving(&client, 3).await;
+            report(&format!("DIR/hsm/{number} gone"), before, recovery, mending.elapsed());
+            load.more(ANSWERS).await;
+        }
+    }
+    let (tally, made) = load.end().await;
+    check(&tally);
+    for (key, spec) in &made {
+        client.use_key(key, *spec).await.unwrap();
+    }
+    assert_eq!(client.findings().await, Vec::<String>::new());
+    daemon.terminate().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_do_not_notice_what_happens_to_an_hsm() {
     let (mut instance, mut hsms) = house::instance(hsms).await;
@@ -135,8 +180,8 @@ async fn clients_do_not_notice_what_happens_to_an_hsm() {
     let members: Vec<&Hsm> = hsms.iter().collect();
     let (store, cluster) = owner.store_of("exhibition", &members).await;
     eventually("all serve", async || owner.states(&cluster).await == [SERVING; 3]).await;
-    let keys = Keys::make(&owner, &store).await;
-    let load = Load::start(&daemon, keys, &store).await;
+    let keys = Keys::make(&owner.client, Some(&store)).await;
+    let load = Load::start(&daemon, keys, Some(&store)).await;
     let mut stage = Stage { owner, instance: &instance, store, cluster, members: hsms, spare, load };
     stage.load.more(ANSWERS).await;
     for round in 0..rounds(1) as usize {
@@ -148,11 +193,7 @@ async fn clients_do_not_notice_what_happens_to_an_hsm() {
     }
     let Stage { owner, store, cluster, members, load, .. } = stage;
     let (tally, made) = load.end().await;
-    eprintln!("{tally:?}");
-    assert_eq!(tally.wrong, 0, "{tally:?}");
-    assert_eq!(tally.late, 0, "{tally:?}");
-    assert!(tally.failed * 1000 <= tally.answers, "{tally:?}");
-
+    check(&tally);
     // Every key that a client was told of is there, on every HSM.
     for (key, spec) in &made {
         owner.client.use_key(key, *spec).await.unwrap();

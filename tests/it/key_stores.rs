@@ -201,7 +201,7 @@ async fn every_wrong_state_and_every_wrong_cluster_has_its_exception() {
     let external = |r: &mut CreateCustomKeyStoreRequest| {
         r.custom_key_store_type = Some(CustomKeyStoreType::ExternalKeyStore as i32);
     };
-    refused(with(&external).await, "UnsupportedOperation");
+    refused(with(&external).await, "Validation");
 
     let store = owner.create_store("vault", &cluster).await;
     refused(with(&|_| ()).await, "CustomKeyStoreNameInUse");

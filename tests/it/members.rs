@@ -32,7 +32,7 @@ pub fn configure(instance: &Instance, second: &Token) {
 }
 
 /// The runbook's command of this name, with the names of this installation.
-fn runbook(instance: &Instance, command: &str, names: &[(&str, &str)]) -> Output {
+pub fn runbook(instance: &Instance, command: &str, names: &[(&str, &str)]) -> Output {
     let line = RUNBOOK
         .lines()
         .map(str::trim)

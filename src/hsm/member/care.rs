@@ -25,6 +25,7 @@ impl Member {
     pub(crate) fn retry_pin(&self, pin: Option<SecretString>) {
         if let Some(pin) = pin {
             *self.pin.lock() = pin;
+            self.pin_known.store(false, Ordering::Release);
         }
         self.pin_refused.store(false, Ordering::Release);
         self.kick.notify_one();
@@ -250,6 +251,7 @@ impl Member {
             epoch: self.epoch.fetch_add(1, Ordering::AcqRel) + 1,
             token: &self.token,
             pin: &pin,
+            pin_is_known: self.pin_known.load(Ordering::Acquire),
             identity: &self.identity,
             self_test: self.self_test(),
             cache_capacity: self.settings.key_cache_capacity as usize,
@@ -257,7 +259,10 @@ impl Member {
         };
         let result = attach.attach(life);
         match &result {
-            Ok(attachment) => *self.self_test.lock() = Some(attachment.self_test.clone()),
+            Ok(attachment) => {
+                self.pin_known.store(true, Ordering::Release);
+                *self.self_test.lock() = Some(attachment.self_test.clone());
+            }
             Err(NotAttached::Pin(..)) => self.pin_refused.store(true, Ordering::Release),
             Err(_) => {}
         }

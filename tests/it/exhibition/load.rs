@@ -9,8 +9,8 @@ use strongroom::proto::kms::{self, KeySpec};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::key_stores::house::{Owner, key_in};
-use crate::support::{Client, Daemon, Dice, LONG, Refusal, decrypt, encrypt, sign};
+use crate::key_stores::house::key_in;
+use crate::support::{Client, Daemon, Dice, LONG, Refusal, create, decrypt, encrypt, sign};
 
 const CLIENTS: u64 = 32;
 const CONNECTIONS: usize = 4;
@@ -33,13 +33,21 @@ pub struct Keys {
 }
 
 impl Keys {
-    pub async fn make(owner: &Owner<'_>, store: &str) -> Keys {
-        let symmetric = owner.key(store, KeySpec::SymmetricDefault).await.unwrap();
-        let signing = owner.key(store, KeySpec::EccNistP256).await.unwrap();
-        let hmac = owner.key(store, KeySpec::Hmac256).await.unwrap();
-        let mac = owner.client.call(mac(&hmac)).await.unwrap().mac.unwrap();
+    /// Keys of a key store, or of the default one.
+    pub async fn make(client: &Client, store: Option<&str>) -> Keys {
+        let make = async |spec| -> String {
+            client.call(new_key(store, spec)).await.unwrap().key_metadata.unwrap().key_id.unwrap()
+        };
+        let symmetric = make(KeySpec::SymmetricDefault).await;
+        let signing = make(KeySpec::EccNistP256).await;
+        let hmac = make(KeySpec::Hmac256).await;
+        let mac = client.call(mac(&hmac)).await.unwrap().mac.unwrap();
         Keys { symmetric, signing, mac: (hmac, mac) }
     }
+}
+
+fn new_key(store: Option<&str>, spec: KeySpec) -> kms::CreateKeyRequest {
+    store.map_or_else(|| create(spec), |store| key_in(store, spec))
 }
 
 fn mac(key: &str) -> kms::GenerateMacRequest {
@@ -79,7 +87,7 @@ pub struct Load {
 }
 
 impl Load {
-    pub async fn start(daemon: &Daemon, keys: Keys, store: &str) -> Load {
+    pub async fn start(daemon: &Daemon, keys: Keys, store: Option<&str>) -> Load {
         let (counts, keys) = (Arc::<Counts>::default(), Arc::new(keys));
         let mut connections = Vec::new();
         for _ in 0..CONNECTIONS {
@@ -88,8 +96,10 @@ impl Load {
         let mut clients = JoinSet::new();
         for number in 0..CLIENTS {
             let client = connections[number as usize % CONNECTIONS].clone();
-            let (counts, keys, store) = (counts.clone(), keys.clone(), store.to_owned());
-            clients.spawn(async move { work(client, &keys, &store, Dice::new(number), &counts).await });
+            let (counts, keys, store) = (counts.clone(), keys.clone(), store.map(str::to_owned));
+            clients.spawn(
+                async move { work(client, &keys, store.as_deref(), Dice::new(number), &counts).await },
+            );
         }
         Load { counts, clients }
     }
@@ -139,7 +149,7 @@ impl Load {
     }
 }
 
-async fn work(client: Client, keys: &Keys, store: &str, mut dice: Dice, counts: &Counts) {
+async fn work(client: Client, keys: &Keys, store: Option<&str>, mut dice: Dice, counts: &Counts) {
     while !counts.stop.load(Ordering::Relaxed) {
         let begun = Instant::now();
         let outcome = request(&client, keys, store, &mut dice, counts).await;
@@ -163,7 +173,7 @@ async fn work(client: Client, keys: &Keys, store: &str, mut dice: Dice, counts: 
 async fn request(
     client: &Client,
     keys: &Keys,
-    store: &str,
+    store: Option<&str>,
     dice: &mut Dice,
     counts: &Counts,
 ) -> Result<bool, Refusal> {
@@ -174,7 +184,7 @@ async fn request(
     }
     if dice.roll(REQUESTS_PER_KEY) == 0 {
         let spec = [KeySpec::SymmetricDefault, KeySpec::EccNistP256][dice.roll(2)];
-        let made = ask!(key_in(store, spec)).key_metadata.unwrap().key_id.unwrap();
+        let made = ask!(new_key(store, spec)).key_metadata.unwrap().key_id.unwrap();
         counts.made.lock().push((made, spec));
         return Ok(true);
     }

@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 use strongroom::proto::hsm::{
-    AddMemberRequest, BeginMaintenanceRequest, CheckMemberRequest, EndMaintenanceRequest, FindingKind,
-    MemberState, RemoveMemberRequest, ReplaceMemberRequest,
+    AddMemberRequest, BeginMaintenanceRequest, CheckMemberRequest, DeleteClusterRequest,
+    EndMaintenanceRequest, FindingKind, InitializeClusterRequest, MemberState, RemoveMemberRequest,
+    ReplaceMemberRequest,
 };
-use strongroom::proto::kms::KeySpec;
+use strongroom::proto::kms::{DeleteCustomKeyStoreRequest, KeySpec};
 
-use super::house::{Hsm, Owner, bring, instance};
+use super::house::{Hsm, Owner, bring, instance, key_in, registration};
 use super::{SYMMETRIC, id, refused};
 use crate::support::{Instance, eventually, named};
 
@@ -173,4 +174,93 @@ async fn material(owner: &Owner<'_>, key: &str) -> String {
     let request = strongroom::proto::kms::DescribeKeyRequest { key_id: id(key), ..Default::default() };
     let metadata = owner.client.call(request).await.unwrap().key_metadata.unwrap();
     metadata.current_key_material_id.unwrap()
+}
+
+/// Two daemons that know of the same token: the one whose keys are not on it
+/// leaves it alone, whatever else its ceremony did.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_of_another_installation_is_left_alone() {
+    let (theirs, hsms) = instance(|instance| vec![Hsm::of_fixture(instance, "vault", 1)]).await;
+    let their_daemon = theirs.start().await;
+    let them = Owner::of(&theirs, &their_daemon).await;
+    let store = them.connected_store("vault", &hsms[0]).await;
+    let key = them.key(&store, SYMMETRIC).await.unwrap();
+    let blob = them.client.encrypt(&key, b"secret").await.unwrap();
+    let objects = hsms[0].tool(&["--list-objects"]).stdout;
+
+    let shared = hsms[0].clone();
+    let (ours, mine) = instance(|instance| vec![Hsm::of_fixture(instance, "other", 2), shared]).await;
+    let mut daemon = ours.start().await;
+    for kills in [true, false] {
+        let us = Owner::of(&ours, &daemon).await;
+        let clusters = [vec![&mine[0], &mine[1]], vec![&mine[1]]];
+        for members in &clusters {
+            let cluster = us.register(registration(&ours, members)).await;
+            let initialize = InitializeClusterRequest {
+                cluster_id: id(&cluster),
+                pin: id("other"),
+                security_officer_pin: id("other-so"),
+            };
+            if kills {
+                // It may die at any point of it, and is asked again.
+                let begun = us.client.call(initialize.clone());
+                drop(tokio::time::timeout(std::time::Duration::from_millis(200), begun).await);
+                daemon.kill9();
+                daemon = ours.start().await;
+                let us = Owner::of(&ours, &daemon).await;
+                refused(us.client.call(initialize).await, "CloudHsmClusterInvalidConfiguration");
+                us.client.call(DeleteClusterRequest { cluster_id: id(&cluster) }).await.unwrap();
+                break;
+            }
+            refused(us.client.call(initialize).await, "CloudHsmClusterInvalidConfiguration");
+            us.client.call(DeleteClusterRequest { cluster_id: id(&cluster) }).await.unwrap();
+        }
+    }
+    assert_eq!(hsms[0].tool(&["--list-objects"]).stdout, objects);
+    assert_eq!(them.client.decrypt(&blob).await.unwrap(), b"secret");
+    them.key(&store, SYMMETRIC).await.unwrap();
+    // Its own token is empty still, and can have its ceremony.
+    let us = Owner::of(&ours, &daemon).await;
+    us.connected_store("other", &mine[0]).await;
+}
+
+/// A key store that is deleted while keys are made in it leaves neither a key
+/// nor an intent of one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_races_with_keys_being_made_leaves_nothing() {
+    let (instance, hsms) = instance(|instance| vec![Hsm::of_fixture(instance, "vault", 1)]).await;
+    let daemon = instance.start().await;
+    let owner = Owner::of(&instance, &daemon).await;
+    let cluster = owner.cluster(&hsms[0]).await;
+    for round in 0..4 {
+        let store = owner.create_store(&format!("round {round}"), &cluster).await;
+        owner.connect(&store).await;
+        let (client, making) = (owner.client.clone(), store.clone());
+        let made = tokio::spawn(async move {
+            let mut made = Vec::new();
+            while let Ok(answer) = client.call(key_in(&making, SYMMETRIC)).await {
+                made.push(answer.key_metadata.unwrap().key_id.unwrap());
+            }
+            made
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(20 * round)).await;
+        owner.disconnect(&store).await;
+        let delete = DeleteCustomKeyStoreRequest { custom_key_store_id: id(&store) };
+        let deleted = owner.client.call(delete).await;
+        let made = made.await.unwrap();
+        assert_eq!(deleted.is_ok(), made.is_empty(), "{made:?}");
+        if deleted.is_err() {
+            return;
+        }
+    }
+    daemon.terminate().await;
+    let daemon = instance.start().await;
+    eventually("no intent is left", async || {
+        let mut database = instance.database().await;
+        let left = database.texts("SELECT id FROM row WHERE kind = 'intent'").await;
+        database.close().await;
+        left.is_empty()
+    })
+    .await;
+    daemon.terminate().await;
 }
