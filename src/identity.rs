@@ -28,6 +28,13 @@ pub struct Installation {
     pub maintenance: Vec<String>,
 }
 
+impl Installation {
+    /// The keys.
+    pub fn cluster(&self) -> &ClusterIdentity {
+        &self.cluster
+    }
+}
+
 impl Stored for Installation {
     const KIND: Kind = Kind::System;
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
-use strongroom::commands::{backup, check_config, dev, hsm_bring, hsm_init, init};
+use strongroom::commands::{backup, check_config, dev, hsm_backup, hsm_bring, hsm_init, init};
 use strongroom::config::{Config, Flags};
 use strongroom::hardening::{ALLOCATOR, Allocator, harden};
 use strongroom::{cli, daemon};
@@ -86,6 +86,12 @@ fn command() -> Command {
             .subcommand(hsm_bring::HsmBringArgs::augment_args(Command::new("bring")).about(
                 "Bring a cluster's wrapping key from one HSM to an empty one, approved by the first's SO",
             ))
+            .subcommand(
+                hsm_backup::HsmBackupCommand::augment_subcommands(Command::new("backup"))
+                    .about("Back a cluster's wrapping key up to several custodians, and restore it")
+                    .subcommand_required(true)
+                    .arg_required_else_help(true),
+            )
             .subcommands(cli::hsm_commands());
     <Cli as clap::CommandFactory>::command()
         .subcommand(cli::kms_command())
@@ -107,6 +113,7 @@ fn main() -> ExitCode {
         Some(("hsm", hsm)) => match hsm.subcommand() {
             Some(("list", matches)) => client(cli::run_hsm_list(matches)),
             Some((name, matches)) if cli::is_hsm_command(name) => client(cli::run_hsm(name, matches)),
+            Some(("backup", matches)) => parsed(matches).and_then(|command| hsm_backup::run(&command)),
             Some(("bring", matches)) => parsed(matches).and_then(|args| hsm_bring::run(&args)),
             Some((_, matches)) => parsed(matches).and_then(|args| hsm_init::run(&args)),
             None => Ok(ExitCode::from(2)),

@@ -46,17 +46,9 @@ pub struct HsmBringArgs {
 pub fn run(args: &HsmBringArgs) -> anyhow::Result<ExitCode> {
     crate::hardening::harden();
     let config = Config::load(Some(&args.config), &Flags::new())?.config;
-    let access = |token: &str, module: &Option<String>, pin: &Option<String>, side: &str| {
-        let (module_flag, pin_flag) = (format!("--{side}-module"), format!("--{side}-pin"));
-        anyhow::Ok(TokenAccess {
-            module: only(module, config.modules.keys(), &module_flag, "[modules]")?,
-            token: token.parse()?,
-            pin: config.pin(&only(pin, config.pins.keys(), &pin_flag, "[pins]")?)?,
-        })
-    };
-    let source = access(&args.from, &args.from_module, &args.from_pin, "from")?;
-    let target = access(&args.to, &args.to_module, &args.to_pin, "to")?;
-    let so_pin = so_pin(args)?;
+    let source = access(&config, &args.from, &args.from_module, &args.from_pin, "from-")?;
+    let target = access(&config, &args.to, &args.to_module, &args.to_pin, "to-")?;
+    let so_pin = so_pin(&args.so_pin_file, &args.from)?;
     let modules = Modules::new(config.modules.clone(), config.hsm.clone());
     let brought = bring_wrapping_key(&modules, &source, &so_pin, &target);
     modules.finalise();
@@ -69,15 +61,35 @@ pub fn run(args: &HsmBringArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn so_pin(args: &HsmBringArgs) -> anyhow::Result<SecretString> {
-    let text = match &args.so_pin_file {
+/// A token as its flags name it; `side` is what they begin with.
+pub(super) fn access(
+    config: &Config,
+    token: &str,
+    module: &Option<String>,
+    pin: &Option<String>,
+    side: &str,
+) -> anyhow::Result<TokenAccess> {
+    let (module_flag, pin_flag) = (format!("--{side}module"), format!("--{side}pin"));
+    Ok(TokenAccess {
+        module: only(module, config.modules.keys(), &module_flag, "[modules]")?,
+        token: token.parse()?,
+        pin: config.pin(&only(pin, config.pins.keys(), &pin_flag, "[pins]")?)?,
+    })
+}
+
+/// The PIN of a token's security officer, from a file or the terminal.
+pub(super) fn so_pin(file: &Option<PathBuf>, token: &str) -> anyhow::Result<SecretString> {
+    secret(file, &format!("PIN of the security officer of {token}: "))
+        .context("the security officer's PIN: give --so-pin-file where there is no terminal")
+}
+
+/// A secret from a file, or asked for at the terminal.
+pub(super) fn secret(file: &Option<PathBuf>, question: &str) -> anyhow::Result<SecretString> {
+    let text = match file {
         Some(file) => zeroize::Zeroizing::new(
             std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?,
         ),
-        None => zeroize::Zeroizing::new(
-            rpassword::prompt_password(format!("PIN of the security officer of {}: ", args.from))
-                .context("the security officer's PIN: give --so-pin-file where there is no terminal")?,
-        ),
+        None => zeroize::Zeroizing::new(rpassword::prompt_password(question)?),
     };
     Ok(text.trim_end_matches(['\r', '\n']).into())
 }

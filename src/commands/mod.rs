@@ -6,6 +6,7 @@ pub mod check_config;
 pub mod dev;
 pub mod dev_hsms;
 pub mod dev_setup;
+pub mod hsm_backup;
 pub mod hsm_bring;
 pub mod hsm_init;
 pub mod init;

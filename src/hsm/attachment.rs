@@ -231,7 +231,8 @@ fn find_token(life: &Arc<Life>, token: &TokenUri) -> Result<(CK_SLOT_ID, TokenIn
     })
 }
 
-fn check_test_key(
+/// Whether a wrapping key is the cluster's.
+pub(super) fn check_test_key(
     session: &Session,
     wrapping_key: Handle,
     identity: &ClusterIdentity,

@@ -152,7 +152,6 @@ pub(crate) fn make_wrapping_key(session: &Session, id: BackingId) -> Result<Hand
 
 /// What a wrapping key is, where it is made and on every member that it comes to.
 pub(crate) fn wrapping_key_template(id: BackingId) -> Template {
-    let unwrapped = Template::default().flag(CKA_SENSITIVE, true).flag(CKA_WRAP_WITH_TRUSTED, true);
     Template::default()
         .number(CKA_CLASS, CKO_SECRET_KEY)
         .number(CKA_KEY_TYPE, CKK_AES)
@@ -169,10 +168,15 @@ pub(crate) fn wrapping_key_template(id: BackingId) -> Template {
         .flag(CKA_SIGN, false)
         .flag(CKA_VERIFY, false)
         .flag(CKA_DERIVE, false)
-        .nested(CKA_UNWRAP_TEMPLATE, unwrapped)
+        .nested(CKA_UNWRAP_TEMPLATE, unwraps_closed())
         .bytes(CKA_ID, &id.0)
         .bytes(CKA_LABEL, WRAPPING_KEY_LABEL.as_bytes())
         .flag(CKA_MODIFIABLE, false)
+}
+
+/// CKA_UNWRAP_TEMPLATE of what unwraps our keys, and wrapping keys themselves.
+pub(crate) fn unwraps_closed() -> Template {
+    Template::default().flag(CKA_SENSITIVE, true).flag(CKA_WRAP_WITH_TRUSTED, true)
 }
 
 /// What finds a key's token object by its CKA_ID.

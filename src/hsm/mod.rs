@@ -6,6 +6,7 @@
 //! says whose fault a failure is.
 
 mod attachment;
+pub mod backup;
 mod cache;
 mod ceremony;
 mod ckr;

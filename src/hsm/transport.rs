@@ -24,8 +24,8 @@ use super::{BackingId, Hash, HsmError, TokenUri};
 /// Modulus of the pair that a target makes.
 const TRANSPORT_KEY_BITS: CK_ULONG = 3072;
 
-/// CKA_LABEL of public keys that the security officer approves.
-const TRANSPORT_KEY_LABEL: &str = "strongroom transport key";
+/// CKA_LABEL of the keys that wrapping keys travel under.
+pub(super) const TRANSPORT_KEY_LABEL: &str = "strongroom transport key";
 
 /// The hash of OAEP that every HSM has; SoftHSM2 has no other.
 const OAEP_HASH: Hash = Hash::Sha1;
@@ -61,13 +61,18 @@ pub fn bring_wrapping_key(
     let target = Open::new(modules, target)?;
     target.log_in()?;
     refuse_used_token(&target.session)?;
-    let pair = make_transport_pair(&target.session).map_err(device)?;
+    let approved = BackingId::random()?;
+    let pair = make_transport_pair(&target.session, Place::Session, approved, keys::unwraps_closed());
+    let pair = pair.map_err(device)?;
     let source = Open::new(modules, source)?;
-    let trusted = source.import_trusted(so_pin, std::slice::from_ref(&pair.public))?;
+    // An approval is for once: it goes with the session.
+    source.approve(so_pin, |session| {
+        session.create(&trusted_template(Place::Session, approved, &pair.public)).map(drop)
+    })?;
     source.log_in()?;
-    let wrapped = source.wrap_out(&trusted);
-    source.remove(&trusted)?;
-    let (id, blob) = wrapped?;
+    let (id, key) = source.wrapping_key()?;
+    let under = source.one(&search(CKO_PUBLIC_KEY, Place::Session, approved))?;
+    let blob = source.session.wrap(Mechanism::Oaep(OAEP_HASH), under, key).map_err(device)?;
     target
         .session
         .unwrap(Mechanism::Oaep(OAEP_HASH), pair.private, &blob, &keys::wrapping_key_template(id))
@@ -76,21 +81,31 @@ pub fn bring_wrapping_key(
 }
 
 /// An RSA public key.
-#[derive(Debug, Clone)]
-struct PublicKey {
-    modulus: Vec<u8>,
-    exponent: Vec<u8>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PublicKey {
+    pub(super) modulus: Vec<u8>,
+    pub(super) exponent: Vec<u8>,
 }
 
-struct Pair {
-    public: PublicKey,
-    private: Handle,
+/// A pair that keys are brought under.
+pub(super) struct Pair {
+    pub(super) public: PublicKey,
+    pub(super) private: Handle,
+}
+
+/// Where a key of a ceremony is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It goes with the session.
+    Session,
+    /// It stays in the token.
+    Token,
 }
 
 /// A session on a token; the process is logged out of it at the end.
-struct Open<'a> {
-    access: &'a TokenAccess,
-    session: Session,
+pub(super) struct Open<'a> {
+    pub(super) access: &'a TokenAccess,
+    pub(super) session: Session,
     _life: Arc<Life>,
 }
 
@@ -102,44 +117,35 @@ impl Drop for Open<'_> {
 }
 
 impl<'a> Open<'a> {
-    fn new(modules: &Modules, access: &'a TokenAccess) -> Result<Self, HsmError> {
+    pub(super) fn new(modules: &Modules, access: &'a TokenAccess) -> Result<Self, HsmError> {
         let life = modules.get(&access.module)?.life()?;
         let slot = find_slot(&life, &access.token)?;
         let session = Session::open(&life, slot, &Gauge::noop()).map_err(unavailable)?;
         Ok(Open { access, session, _life: life })
     }
 
-    fn log_in(&self) -> Result<(), HsmError> {
+    pub(super) fn log_in(&self) -> Result<(), HsmError> {
         self.session.log_in(&self.access.pin).map_err(unavailable)
     }
 
-    /// Has the security officer import public keys as TRUSTED, so that keys
-    /// which leave under such only may leave under them.
-    fn import_trusted(&self, so_pin: &SecretString, keys: &[PublicKey]) -> Result<Vec<BackingId>, HsmError> {
+    /// Does in the name of the security officer what only they can: marking keys
+    /// TRUSTED, under which keys leave that leave under no other.
+    ///
+    /// Public session objects that are made here outlive the officer's login;
+    /// handles of them may not.
+    pub(super) fn approve(
+        &self,
+        so_pin: &SecretString,
+        what: impl FnOnce(&Session) -> Result<(), Failure>,
+    ) -> Result<(), HsmError> {
         self.session.log_in_so(so_pin).map_err(unavailable)?;
-        let imported = keys
-            .iter()
-            .map(|key| {
-                let id = BackingId::random()?;
-                self.session.create(&trusted_template(id, key)).map_err(device)?;
-                Ok(id)
-            })
-            .collect();
-        self.session.log_out().map_err(unavailable)?;
-        imported
-    }
-
-    /// The wrapping key's id, and it under the first of the trusted keys.
-    fn wrap_out(&self, trusted: &[BackingId]) -> Result<(BackingId, Vec<u8>), HsmError> {
-        let (id, key) = self.wrapping_key()?;
-        let under = trusted.first().ok_or_else(|| HsmError::Device("no key was imported".to_owned()))?;
-        let blob =
-            self.session.wrap(Mechanism::Oaep(OAEP_HASH), self.public_key(*under)?, key).map_err(device)?;
-        Ok((id, blob))
+        let done = what(&self.session).map_err(device);
+        let logged_out = self.session.log_out().map_err(unavailable);
+        done.and(logged_out)
     }
 
     /// The one wrapping key of the token.
-    fn wrapping_key(&self) -> Result<(BackingId, Handle), HsmError> {
+    pub(super) fn wrapping_key(&self) -> Result<(BackingId, Handle), HsmError> {
         let search = keys::search_label(CKO_SECRET_KEY, keys::WRAPPING_KEY_LABEL);
         let found = self.session.find(&search).map_err(unavailable)?;
         let [key] = found.as_slice() else {
@@ -155,27 +161,26 @@ impl<'a> Open<'a> {
         Ok((BackingId(id), *key))
     }
 
-    fn public_key(&self, id: BackingId) -> Result<Handle, HsmError> {
-        let search =
-            Template::default().number(CKA_CLASS, CKO_PUBLIC_KEY).flag(CKA_TOKEN, true).bytes(CKA_ID, &id.0);
-        let found = self.session.find(&search).map_err(unavailable)?;
-        found.first().copied().ok_or_else(|| HsmError::Device("an imported key is not there".to_owned()))
-    }
-
-    /// Removes imported public keys: an approval is for once.
-    fn remove(&self, trusted: &[BackingId]) -> Result<(), HsmError> {
-        for id in trusted {
-            self.session.destroy(self.public_key(*id)?).map_err(device)?;
+    /// The one object that a search finds.
+    pub(super) fn one(&self, search: &Template) -> Result<Handle, HsmError> {
+        match self.session.find(search).map_err(unavailable)?.as_slice() {
+            [one] => Ok(*one),
+            found => Err(HsmError::Device(format!("{} keys are where one was made", found.len()))),
         }
-        Ok(())
     }
 }
 
-fn trusted_template(id: BackingId, key: &PublicKey) -> Template {
+/// What finds a key of a ceremony by its CKA_ID.
+pub(super) fn search(class: CK_OBJECT_CLASS, place: Place, id: BackingId) -> Template {
+    Template::default().number(CKA_CLASS, class).flag(CKA_TOKEN, place == Place::Token).bytes(CKA_ID, &id.0)
+}
+
+/// The attributes of a public key that the security officer marks TRUSTED.
+pub(super) fn trusted_template(place: Place, id: BackingId, key: &PublicKey) -> Template {
     Template::default()
         .number(CKA_CLASS, CKO_PUBLIC_KEY)
         .number(CKA_KEY_TYPE, CKK_RSA)
-        .flag(CKA_TOKEN, true)
+        .flag(CKA_TOKEN, place == Place::Token)
         .flag(CKA_PRIVATE, false)
         .flag(CKA_TRUSTED, true)
         .flag(CKA_WRAP, true)
@@ -187,9 +192,14 @@ fn trusted_template(id: BackingId, key: &PublicKey) -> Template {
         .bytes(CKA_LABEL, TRANSPORT_KEY_LABEL.as_bytes())
 }
 
-/// A pair of which the private half can do nothing but unwrap, and goes with
-/// the session.
-fn make_transport_pair(session: &Session) -> Result<Pair, Failure> {
+/// A pair of which the private half can do nothing but unwrap, and that to
+/// nothing but what `unwrapped` says.
+pub(super) fn make_transport_pair(
+    session: &Session,
+    place: Place,
+    id: BackingId,
+    unwrapped: Template,
+) -> Result<Pair, Failure> {
     let public = Template::default()
         .number(CKA_CLASS, CKO_PUBLIC_KEY)
         .number(CKA_KEY_TYPE, CKK_RSA)
@@ -203,21 +213,25 @@ fn make_transport_pair(session: &Session) -> Result<Pair, Failure> {
     let private = Template::default()
         .number(CKA_CLASS, CKO_PRIVATE_KEY)
         .number(CKA_KEY_TYPE, CKK_RSA)
-        .flag(CKA_TOKEN, false)
+        .flag(CKA_TOKEN, place == Place::Token)
         .flag(CKA_PRIVATE, true)
         .flag(CKA_SENSITIVE, true)
         .flag(CKA_EXTRACTABLE, false)
         .flag(CKA_DECRYPT, false)
         .flag(CKA_SIGN, false)
         .flag(CKA_DERIVE, false)
-        .flag(CKA_UNWRAP, true);
+        .flag(CKA_UNWRAP, true)
+        .nested(CKA_UNWRAP_TEMPLATE, unwrapped)
+        .bytes(CKA_ID, &id.0)
+        .bytes(CKA_LABEL, TRANSPORT_KEY_LABEL.as_bytes());
     let (public, private) =
         session.generate_pair(Mechanism::Plain(CKM_RSA_PKCS_KEY_PAIR_GEN), &public, &private)?;
     let modulus = session.attribute(public, CKA_MODULUS)?.to_vec();
     let exponent = session.attribute(public, CKA_PUBLIC_EXPONENT)?.to_vec();
+    session.destroy(public)?;
     Ok(Pair { public: PublicKey { modulus, exponent }, private })
 }
 
-fn device(failure: Failure) -> HsmError {
+pub(super) fn device(failure: Failure) -> HsmError {
     HsmError::Device(failure.to_string())
 }

@@ -153,25 +153,7 @@ impl Membership {
             let pin = self.pin(call, new).await?;
             cluster.add_member(new, pin).map_err(|error| Error::validation(error.to_string()))?;
         }
-        let until = call.deadline.min(Instant::now() + ATTACH_TIMEOUT);
-        match settled(cluster, &new.token, until).await {
-            Some(status) if matches!(status.state, MemberState::Serving | MemberState::Synchronizing) => {
-                Ok(describe_member(status))
-            }
-            other => {
-                let reason =
-                    other.and_then(|status| status.reason).unwrap_or_else(|| "it does not answer".to_owned());
-                cluster.remove_member(&new.token).await.map_err(from_hsm)?;
-                Err(Error::new(
-                    Exception::KmsInvalidState,
-                    format!(
-                        "{} cannot be a member: {reason}. A token without the cluster's wrapping key gets it by \
-                         `strongroom hsm bring`.",
-                        new.token
-                    ),
-                ))
-            }
-        }
+        started(call, cluster, new).await
     }
 
     /// Refuses what would leave nobody at work.
@@ -294,6 +276,62 @@ impl Membership {
             _ => call.app.key_stores.pin(&new.pin).await,
         }
     }
+}
+
+/// Starts a token that is to be a member of the installation's cluster where every
+/// member is lost: until one serves, no row can be checked, its own neither.
+///
+/// # Errors
+/// As [`Membership::attach`]; AccessDeniedException to all but the management
+/// account.
+pub(super) async fn revive(
+    call: &Call,
+    cluster_id: &Option<String>,
+    token: &Option<String>,
+    module: &Option<String>,
+    pin: &Option<String>,
+) -> Result<()> {
+    management_only(call)?;
+    let cluster = call.app.key_stores.installation();
+    let members = cluster.members();
+    if cluster_id.is_some() || members.iter().any(|member| is_at_work(member.state)) {
+        return Ok(());
+    }
+    let (Some(token), Some(module), Some(pin)) = (token, module, pin) else { return Ok(()) };
+    let (token, module) = (parse(token)?.to_string(), known_module(call, module)?);
+    if members.iter().any(|member| member.uri == token) {
+        return Ok(());
+    }
+    let new = MemberSettings { module, token, pin: pin.clone() };
+    let pin = call.app.key_stores.pin(&new.pin).await?;
+    cluster.add_member(&new, pin).map_err(|error| Error::validation(error.to_string()))?;
+    started(call, cluster, &new).await.map(drop)
+}
+
+/// A member that was just started, once it serves, or is known to be the cluster's
+/// and has many keys to get; one that does not is let go again.
+async fn started(call: &Call, cluster: &Cluster, new: &MemberSettings) -> Result<hsm::Member> {
+    let until = call.deadline.min(Instant::now() + ATTACH_TIMEOUT);
+    match settled(cluster, &new.token, until).await {
+        Some(status) if is_at_work(status.state) => Ok(describe_member(status)),
+        other => {
+            let reason =
+                other.and_then(|status| status.reason).unwrap_or_else(|| "it does not answer".to_owned());
+            cluster.remove_member(&new.token).await.map_err(from_hsm)?;
+            Err(Error::new(
+                Exception::KmsInvalidState,
+                format!(
+                    "{} cannot be a member: {reason}. A token without the cluster's wrapping key gets it by \
+                     `strongroom hsm bring`, or from a backup.",
+                    new.token
+                ),
+            ))
+        }
+    }
+}
+
+fn is_at_work(state: MemberState) -> bool {
+    matches!(state, MemberState::Serving | MemberState::Synchronizing)
 }
 
 /// A module's name, if the configuration has it.

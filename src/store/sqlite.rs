@@ -12,6 +12,7 @@
 
 mod copy;
 mod folder;
+mod peek;
 mod recent;
 mod schema;
 mod sql;
@@ -36,6 +37,7 @@ pub(crate) use copy::remove_database;
 pub use copy::{RestoreReport, backup, restore};
 pub(crate) use folder::create_private;
 use folder::{FolderLock, Space, sync_folder};
+pub use peek::peek;
 use recent::Recent;
 pub(crate) use sql::{pack, unpack};
 use writer::{Job, WriterThread};

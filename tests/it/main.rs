@@ -9,6 +9,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod backup_keys;
 mod cancel;
 mod churn;
 mod cli;

@@ -12,20 +12,20 @@ use strongroom::proto::kms::KeySpec;
 use crate::hsm::{PIN, Token};
 use crate::support::{Instance, eventually};
 
-const RUNBOOK: &str = include_str!("../../deploy/hsm.md");
+pub const RUNBOOK: &str = include_str!("../../deploy/hsm.md");
 
-/// Makes the second HSM known to the configuration of an instance that is stopped.
-pub fn configure(instance: &Instance, second: &Token) {
-    let pin = instance.path("hsm/second.pin");
+/// Makes another HSM known to the configuration of an instance that is stopped.
+pub fn configure(instance: &Instance, token: &Token, name: &str) {
+    let pin = instance.path(&format!("hsm/{name}.pin"));
     fs::write(&pin, PIN).unwrap();
     fs::set_permissions(&pin, fs::Permissions::from_mode(0o600)).unwrap();
     let file = instance.path("strongroom.toml");
     let text = fs::read_to_string(&file).unwrap();
     let library = softhsm::library().unwrap();
     let more = format!(
-        "\n[modules.second]\nlibrary = {:?}\nenvironment = {{ SOFTHSM2_CONF = {:?} }}\n\n[pins.second]\nfile = {:?}\n",
+        "\n[modules.{name}]\nlibrary = {:?}\nenvironment = {{ SOFTHSM2_CONF = {:?} }}\n\n[pins.{name}]\nfile = {:?}\n",
         library,
-        second.configuration(),
+        token.configuration(),
         pin
     );
     fs::write(&file, text + &more).unwrap();
@@ -46,7 +46,7 @@ pub fn runbook(instance: &Instance, command: &str, names: &[(&str, &str)]) -> Ou
     instance.cli(&words.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-fn done(output: Output) -> Value {
+pub fn done(output: Output) -> Value {
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
 }
@@ -61,7 +61,7 @@ async fn a_member_is_added_maintained_and_replaced_by_the_runbook() {
     let first = client.call(ListMembersRequest::default()).await.unwrap().members.remove(0).uri.unwrap();
     daemon.terminate().await;
     let second = Token::new(2);
-    configure(&instance, &second);
+    configure(&instance, &second, "second");
     let daemon = instance.start().await;
     let client = daemon.client().await;
 

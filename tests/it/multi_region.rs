@@ -466,7 +466,7 @@ async fn a_region_may_have_hsms_of_its_own() {
     let instance = Instance::new();
     instance.start().await.terminate().await;
     let second = Token::new(2);
-    crate::members::configure(&instance, &second);
+    crate::members::configure(&instance, &second, "second");
     let file = instance.path("strongroom.toml");
     let text = std::fs::read_to_string(&file).unwrap();
     let uri = second.uri.to_string();

@@ -181,7 +181,7 @@ fn databases(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-async fn connect_read_only(file: &Path) -> Result<SqliteConnection, OpenError> {
+pub(super) async fn connect_read_only(file: &Path) -> Result<SqliteConnection, OpenError> {
     schema::options(file).read_only(true).connect().await.map_err(|e| OpenError::database(file, e))
 }
 
