@@ -2,7 +2,7 @@
 
 VENV := target/venv
 NODE := target/node
-PACKAGES := softhsm2 opensc openssl python3-venv faketime sqlite3 curl
+PACKAGES := softhsm2 opensc openssl python3-venv faketime sqlite3 curl prometheus
 CARGO ?= cargo
 
 # How near the daemon comes to its HSM and gRPC; BENCH=--full takes 1,000,000

@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::history::History;
+use crate::audit::insights::Insights;
+use crate::audit::metric_filters::MetricFilters;
 use crate::audit::rules::Rules;
 use crate::audit::stream::Tail;
 use crate::audit::trail::Trails;
@@ -48,6 +50,10 @@ pub struct App {
     pub trails: Trails,
     /// The newest events, for those who follow the log.
     pub tail: Arc<Tail>,
+    /// What is unusual.
+    pub insights: Insights,
+    /// What is counted.
+    pub metric_filters: MetricFilters,
     /// What goes to targets.
     pub rules: Rules,
     /// What time it is.

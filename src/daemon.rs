@@ -30,6 +30,8 @@ use crate::api::tls::{ClientCaSettings, TlsSettings, TlsState};
 use crate::app::{App, Clock, Unrecorded};
 use crate::audit::head;
 use crate::audit::history::History;
+use crate::audit::insights::{self, Insights};
+use crate::audit::metric_filters::{self, MetricFilters};
 use crate::audit::rules::{self, RuleSet, Rules};
 use crate::audit::stream::Tail;
 use crate::audit::trail::{self, Trails};
@@ -240,6 +242,8 @@ async fn assemble(
         identity,
         history,
         trails: Trails::new(config.trail.clone(), &config.region),
+        insights: Insights::new(config.insights.clone()),
+        metric_filters: MetricFilters::new(config.metric_filters.clone()),
         rules: Rules::new(rule_set(config)),
         clock: Clock,
         tasks: TaskTracker::new(),
@@ -354,6 +358,8 @@ impl Background {
         tasks.spawn(jobs::run(app.clone(), stop.clone()));
         tasks.spawn(trail::run(app.clone(), stop.clone()));
         tasks.spawn(rules::run(app.clone(), stop.clone()));
+        tasks.spawn(metric_filters::run(app.clone(), stop.clone()));
+        tasks.spawn(insights::run(app.clone(), stop.clone()));
         let (head_app, head_stop) = (app.clone(), stop.clone());
         tasks.spawn(async move { head::run(&head_app, head_stop).await });
         for (name, cluster) in app.key_stores.regional() {
@@ -463,6 +469,7 @@ impl Reload {
         self.gate.set_limits(transport_limits(&loaded.config));
         self.app.brakes.set(brake_limits(&loaded.config));
         self.app.rules.set(rule_set(&loaded.config));
+        self.app.metric_filters.set(loaded.config.metric_filters.clone());
         self.app.directory.store(Arc::new(loaded.directory.clone()));
         self.front.limits.store(Arc::new(call_limits(&loaded.config)));
         self.authenticator.swap(Some(Arc::new(tls)), resolver(&loaded));

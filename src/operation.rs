@@ -46,6 +46,8 @@ pub enum Service {
     Kms,
     /// CloudTrail.
     CloudTrail,
+    /// CloudTrail's data API: events of others.
+    CloudTrailData,
     /// Organizations, as far as organization trails need it.
     Organizations,
     /// The HSMs' operators.
@@ -56,14 +58,21 @@ pub enum Service {
 
 impl Service {
     /// Every service.
-    pub const ALL: [Service; 5] =
-        [Service::Kms, Service::CloudTrail, Service::Organizations, Service::Hsm, Service::Admin];
+    pub const ALL: [Service; 6] = [
+        Service::Kms,
+        Service::CloudTrail,
+        Service::CloudTrailData,
+        Service::Organizations,
+        Service::Hsm,
+        Service::Admin,
+    ];
 
     /// The record's eventSource.
     pub fn event_source(self) -> &'static str {
         match self {
             Service::Kms => "kms.amazonaws.com",
             Service::CloudTrail => "cloudtrail.amazonaws.com",
+            Service::CloudTrailData => "cloudtrail-data.amazonaws.com",
             Service::Organizations => "organizations.amazonaws.com",
             Service::Hsm => "hsm.strongroom",
             Service::Admin => "admin.strongroom",
@@ -81,6 +90,11 @@ impl Service {
                 signing_name: "cloudtrail",
                 is_global: false,
             }),
+            Service::CloudTrailData => Some(AwsService {
+                target: "CloudTrailData",
+                signing_name: "cloudtrail-data",
+                is_global: false,
+            }),
             Service::Organizations => Some(AwsService {
                 target: "AWSOrganizationsV20161128",
                 signing_name: "organizations",
@@ -95,6 +109,7 @@ impl Service {
         match self {
             Service::Kms => "strongroom.kms.v1.KeyManagementService",
             Service::CloudTrail => "strongroom.cloudtrail.v1.CloudTrailService",
+            Service::CloudTrailData => "strongroom.cloudtrail.v1.CloudTrailDataService",
             Service::Organizations => "strongroom.organizations.v1.OrganizationsService",
             Service::Hsm => "strongroom.hsm.v1.HsmService",
             Service::Admin => "strongroom.admin.v1.AdminService",
@@ -450,6 +465,11 @@ impl Call {
         record.resources.extend(key.map(|arn| EventResource::key(account, arn)));
         self.events.push(record.event().map_err(|error| Error::internal(error.to_string()))?);
         Ok(())
+    }
+
+    /// Adds an event of somebody else's to the commit.
+    pub fn append(&mut self, event: NewEvent) {
+        self.events.push(event);
     }
 
     /// Begins again after a conflict, or without effect after a failure.

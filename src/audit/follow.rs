@@ -124,6 +124,24 @@ impl Follower {
         Ok(follower)
     }
 
+    /// A reader that begins at the log's end, and whose place nobody writes down.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn at_end(app: &Arc<App>) -> Result<Follower> {
+        let end = app.store.end();
+        let own = end.borrow().writer;
+        Ok(Follower {
+            app: app.clone(),
+            id: bookmark(app, ""),
+            saved: None,
+            saved_at: Instant::now(),
+            cursor: Cursor::at_end(&*app.store).await?,
+            writers: vec![own],
+            end,
+        })
+    }
+
     /// The next events, once there are any. They are read again until
     /// [`Follower::pass`].
     ///

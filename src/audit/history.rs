@@ -24,7 +24,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-pub use attributes::{Attribute, Attributes, attributes};
+pub use attributes::{Attribute, Attributes, attributes, insights_of};
 use index::{Cursor, Index};
 
 use crate::store::{Position, Store, StoreError, StoredEvent};

@@ -3,6 +3,9 @@
 pub mod follow;
 pub mod head;
 pub mod history;
+pub mod insights;
+pub mod log_filter;
+pub mod metric_filters;
 pub mod pattern;
 pub mod record;
 pub mod rules;

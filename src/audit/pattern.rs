@@ -46,6 +46,11 @@ const RESERVED: [&str; 10] = [
 pub struct PatternError(String);
 
 impl PatternError {
+    /// An error of this text.
+    pub fn new(problem: impl Into<String>) -> Self {
+        PatternError(problem.into())
+    }
+
     fn at(path: &[&str], problem: impl std::fmt::Display) -> Self {
         match path {
             [] => PatternError(format!("the pattern {problem}")),

@@ -9,7 +9,8 @@ use crate::caller::{Caller, Origin, Principal, PrincipalKind};
 use crate::error::{Error, Exception};
 use crate::store::NewEvent;
 
-const EVENT_VERSION: &str = "1.11";
+/// eventVersion.
+pub const EVENT_VERSION: &str = "1.11";
 const ERROR_TEXT_BYTES_MAX: usize = 1024;
 /// Who did what the service did by itself.
 const INTERNAL: &str = "AWS Internal";

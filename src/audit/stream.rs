@@ -12,14 +12,17 @@
 //! from the store.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::pattern::Pattern;
+use crate::audit::rules::envelope;
 use crate::error::{Error, Result};
 use crate::key::arn::Arn;
 use crate::proto::cloudtrail::{Event, Resource, StreamEventsResponse};
@@ -51,6 +54,8 @@ pub struct Filter {
     pub keys: HashSet<String>,
     /// The caller's ARN or user name is one of them.
     pub principals: HashSet<String>,
+    /// The event is one that this describes.
+    pub pattern: Option<Pattern>,
 }
 
 /// The parts of a record that readers of the log look at.
@@ -59,17 +64,29 @@ pub struct Filter {
 pub struct Seen {
     #[serde(rename = "eventID")]
     event_id: String,
+    #[serde(default)]
     event_name: String,
+    #[serde(default)]
     event_source: String,
-    read_only: bool,
+    read_only: Option<bool>,
     error_code: Option<String>,
     recipient_account_id: String,
+    #[serde(default)]
     user_identity: SeenIdentity,
     #[serde(default)]
     resources: Vec<SeenResource>,
+    insight_details: Option<SeenInsight>,
 }
 
+/// An Insights record says of what it is in here only.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SeenInsight {
+    event_name: String,
+    event_source: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct SeenIdentity {
     arn: Option<String>,
@@ -91,8 +108,12 @@ impl Seen {
     /// # Errors
     /// KMSInternalException for what is no record: nobody but us writes them.
     pub fn read(record: &str) -> Result<Seen> {
-        serde_json::from_str(record)
-            .map_err(|error| Error::internal(format!("an event cannot be read: {error}")))
+        let mut seen: Seen = serde_json::from_str(record)
+            .map_err(|error| Error::internal(format!("an event cannot be read: {error}")))?;
+        if let Some(insight) = seen.insight_details.take() {
+            (seen.event_name, seen.event_source) = (insight.event_name, insight.event_source);
+        }
+        Ok(seen)
     }
 
     /// The event as LookupEvents and StreamEvents answer it.
@@ -104,7 +125,7 @@ impl Seen {
         Event {
             event_id: Some(self.event_id.clone()),
             event_name: Some(self.event_name.clone()),
-            read_only: Some(self.read_only.to_string()),
+            read_only: self.read_only.map(|read_only| read_only.to_string()),
             access_key_id: self.user_identity.access_key_id.clone(),
             event_time: Some(prost_types::Timestamp { seconds: stored.time_ms.div_euclid(1000), nanos: 0 }),
             event_source: Some(self.event_source.clone()),
@@ -116,6 +137,11 @@ impl Seen {
 }
 
 impl Filter {
+    fn lets_through(&self, logged: &Logged) -> bool {
+        self.matches(&logged.seen)
+            && self.pattern.as_ref().is_none_or(|pattern| pattern.matches(logged.envelope()))
+    }
+
     fn matches(&self, seen: &Seen) -> bool {
         let any = |set: &HashSet<String>, value: Option<&String>| {
             set.is_empty() || value.is_some_and(|value| set.contains(value))
@@ -123,7 +149,7 @@ impl Filter {
         let identity = &seen.user_identity;
         seen.recipient_account_id == self.account
             && any(&self.names, Some(&seen.event_name))
-            && self.read_only.is_none_or(|read_only| seen.read_only == read_only)
+            && self.read_only.is_none_or(|read_only| seen.read_only == Some(read_only))
             && self.failed.is_none_or(|failed| seen.error_code.is_some() == failed)
             && any(&self.error_codes, seen.error_code.as_ref())
             && (any(&self.principals, identity.arn.as_ref())
@@ -160,12 +186,18 @@ pub struct Subscription {
 struct Logged {
     stored: StoredEvent,
     seen: Seen,
+    /// As EventBridge has it, once somebody asks by a pattern.
+    envelope: OnceLock<Value>,
 }
 
 impl Logged {
     fn read(stored: StoredEvent) -> Result<Logged> {
         let seen = Seen::read(&stored.record)?;
-        Ok(Logged { stored, seen })
+        Ok(Logged { stored, seen, envelope: OnceLock::new() })
+    }
+
+    fn envelope(&self) -> &Value {
+        self.envelope.get_or_init(|| envelope(&self.stored).unwrap_or_default())
     }
 }
 
@@ -307,9 +339,9 @@ impl Subscriber {
 
     /// Sends an event that the filter lets through.
     async fn look_at(&mut self, logged: &Logged) -> Result<()> {
-        let Logged { stored, seen } = logged;
+        let Logged { stored, seen, .. } = logged;
         self.cursor = stored.position;
-        if self.filter.matches(seen) {
+        if self.filter.lets_through(logged) {
             let response = StreamEventsResponse {
                 position: Some(token(stored.position)),
                 event: Some(seen.event(stored)),

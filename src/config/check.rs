@@ -77,6 +77,9 @@ pub(super) fn settings(config: &Config, report: &mut Report<'_>) {
     }
     trail(&config.trail, report);
     super::rules::check(config, report);
+    if config.insights.minute < MINUTE_MIN {
+        report.add(&Key::of("insights.minute"), "is shorter than 100 ms", "write such as \"1m\"");
+    }
     for (name, module) in &config.modules {
         if !module.library.is_file() {
             let key = Key::of("modules").field(name).field("library");
@@ -91,6 +94,8 @@ pub(super) fn settings(config: &Config, report: &mut Report<'_>) {
     }
 }
 
+/// Shorter minutes are more than there are numbers for.
+const MINUTE_MIN: std::time::Duration = std::time::Duration::from_millis(100);
 /// A year: longer times overflow what the clock can add, and are no limit.
 const TIME_MS_MAX: u64 = 365 * 24 * 3_600_000;
 
@@ -122,6 +127,7 @@ fn names(config: &Config, report: &mut Report<'_>) {
         ("tls.client_cas", config.tls.client_cas.keys().collect::<BTreeSet<_>>()),
         ("modules", config.modules.keys().collect()),
         ("rules", config.rules.keys().collect()),
+        ("metric_filters", config.metric_filters.keys().collect()),
         ("targets", config.targets.keys().collect()),
         ("pins", config.pins.keys().collect()),
     ];

@@ -1,5 +1,6 @@
 //! `[rules.NAME]` and `[targets.NAME]`: which events go where at once.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use super::check::Report;
 use super::error::Key;
 use super::settings::Config;
 use super::values;
+use crate::audit::log_filter::{LogFilter, Selector};
 use crate::audit::pattern::Pattern;
 
 /// `[rules.NAME]`.
@@ -22,6 +24,22 @@ pub struct RuleSettings {
     /// Whether it is in force. Default `true`.
     #[serde(default = "yes")]
     pub enabled: bool,
+}
+
+/// `[metric_filters.NAME]`: exactly one of two patterns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricFilterSettings {
+    /// An EventBridge event pattern: JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_pattern: Option<String>,
+    /// A CloudWatch Logs filter pattern: `{ $.eventName = "DisableKey" }`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter_pattern: Option<String>,
+    /// The counter's labels, and the selectors of their values in the record:
+    /// `{ user = "$.userIdentity.arn" }`. Default: none.
+    #[serde(default)]
+    pub dimensions: BTreeMap<String, String>,
 }
 
 /// `[targets.NAME]`: exactly one of four kinds.
@@ -158,6 +176,9 @@ pub(super) fn check(config: &Config, report: &mut Report<'_>) {
             report.add(&key.field("targets"), format!("there is no target {target}"), remedy);
         }
     }
+    for (name, filter) in &config.metric_filters {
+        metric_filter(&Key::of("metric_filters").field(name), filter, report);
+    }
     for (name, target) in &config.targets {
         let key = Key::of("targets").field(name);
         if target.kinds() != 1 {
@@ -186,6 +207,27 @@ pub(super) fn check(config: &Config, report: &mut Report<'_>) {
                     "write the path of a file that can be read",
                 );
             }
+        }
+    }
+}
+
+/// Names of labels are Prometheus's.
+fn metric_filter(key: &Key, filter: &MetricFilterSettings, report: &mut Report<'_>) {
+    let problem = match (&filter.event_pattern, &filter.filter_pattern) {
+        (Some(pattern), None) => pattern.parse::<Pattern>().err().map(|error| error.to_string()),
+        (None, Some(pattern)) => pattern.parse::<LogFilter>().err().map(|error| error.to_string()),
+        _ => Some("is not one pattern".to_owned()),
+    };
+    if let Some(problem) = problem {
+        report.add(key, problem, "write exactly one of event_pattern and filter_pattern");
+    }
+    for (name, selector) in &filter.dimensions {
+        let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
+        if !first || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            report.add(key, format!("{name} is no label's name"), "write letters, digits and underscores");
+        }
+        if let Err(error) = selector.parse::<Selector>() {
+            report.add(key, error.to_string(), "write a selector such as $.userIdentity.arn");
         }
     }
 }

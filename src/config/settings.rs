@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::rules::{RuleSettings, TargetSettings};
+use super::rules::{MetricFilterSettings, RuleSettings, TargetSettings};
 use super::values::{self, AccountId, FileMode};
 use crate::caller::PrincipalKind;
 use crate::hsm::{ClusterSettings, MemberSettings, ModuleSettings};
@@ -55,9 +55,15 @@ pub struct Config {
     /// How trails deliver.
     #[serde(default)]
     pub trail: TrailSettings,
+    /// What is unusual.
+    #[serde(default)]
+    pub insights: InsightSettings,
     /// Which events go to targets, by name.
     #[serde(default)]
     pub rules: BTreeMap<String, RuleSettings>,
+    /// Which events are counted, by name.
+    #[serde(default)]
+    pub metric_filters: BTreeMap<String, MetricFilterSettings>,
     /// Where they go, by name.
     #[serde(default)]
     pub targets: BTreeMap<String, TargetSettings>,
@@ -348,6 +354,32 @@ impl Default for S3Settings {
             path_style: true,
             access_key_id: None,
             secret_access_key_file: None,
+        }
+    }
+}
+
+/// `[insights]`: what is unusual in the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InsightSettings {
+    /// Whether the log is watched. Default `true`; Insights are made only for
+    /// those who have a trail with Insights selectors.
+    pub enabled: bool,
+    /// How long the usual is learned before anything is unusual. Default `"24h"`.
+    #[serde(with = "values::interval")]
+    pub learning: Duration,
+    /// What is counted together. Default `"1m"`, as CloudTrail's; a shorter one
+    /// makes the hours, days and weeks that are compared shorter too.
+    #[serde(with = "values::interval")]
+    pub minute: Duration,
+}
+
+impl Default for InsightSettings {
+    fn default() -> Self {
+        InsightSettings {
+            enabled: true,
+            learning: Duration::from_secs(24 * 3600),
+            minute: Duration::from_secs(60),
         }
     }
 }

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::prelude::*;
-use crate::audit::history::{Attribute, Lookup, PageCursor};
+use crate::audit::history::{Attribute, Lookup, PageCursor, insights_of};
+use crate::audit::pattern::Pattern;
 use crate::audit::stream::{self, Filter, Seen, Subscription};
 use crate::proto::cloudtrail;
 use crate::registry::from_store;
@@ -40,13 +41,13 @@ impl Operation for LookupEvents {
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
         let (start_ms, end_ms) = range(request)?;
         let attribute = request.lookup_attributes.first().map(attribute).transpose()?;
-        if request.event_category.is_some() {
-            // Insights are another category; there are none yet.
-            return Ok(cloudtrail::LookupEventsResponse::default());
-        }
+        let account = match request.event_category {
+            Some(_) => insights_of(call.account()),
+            None => call.account().to_owned(),
+        };
         let invalid = || Error::new(Exception::InvalidNextToken, "The NextToken is not valid.");
         let lookup = Lookup {
-            account: call.account().to_owned(),
+            account,
             region: call.region().to_owned(),
             attribute,
             start_ms,
@@ -135,10 +136,17 @@ impl Operation for StreamEvents {
             error_codes: set(&request.error_codes),
             keys: set(&request.keys),
             principals: set(&request.principals),
+            pattern: request.event_pattern.as_deref().map(pattern).transpose()?,
         };
         let from = from(call, request).await?;
         Ok(call.app.tail.subscribe(from, filter, call.app.stopping.clone()))
     }
+}
+
+fn pattern(text: &str) -> Result<Pattern> {
+    text.parse().map_err(|error| {
+        Error::new(Exception::InvalidEventPattern, format!("Event pattern is not valid. Reason: {error}"))
+    })
 }
 
 async fn from(call: &Call, request: &cloudtrail::StreamEventsRequest) -> Result<Position> {

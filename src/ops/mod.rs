@@ -5,6 +5,7 @@
 mod admin;
 mod agreement;
 mod alias;
+mod audit_events;
 mod cipher;
 mod cluster;
 mod data_key;
@@ -16,6 +17,7 @@ mod explain;
 mod grant;
 mod hsm;
 mod import;
+mod insights;
 mod inventory;
 mod key;
 mod key_store;
@@ -82,9 +84,11 @@ operations! {
     trail: CreateTrail UpdateTrail DeleteTrail GetTrail DescribeTrails ListTrails,
     trail_logging: StartLogging StopLogging GetTrailStatus,
     trail_selectors: PutEventSelectors GetEventSelectors,
+    insights: PutInsightSelectors GetInsightSelectors ListInsightsMetricData,
     trail_tags: AddTags RemoveTags ListTags,
     digest_keys: ListPublicKeys RotateDigestKey,
     organization: DescribeOrganization,
+    audit_events: PutAuditEvents,
     hsm: ListMembers,
     member: ListTokens AddMember RemoveMember ReplaceMember BeginMaintenance EndMaintenance,
     inventory: CheckMember,

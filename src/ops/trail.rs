@@ -122,6 +122,7 @@ impl Operation for CreateTrail {
             kms_key_id: request.kms_key_id.clone().filter(|key| !key.is_empty()),
             organization: request.is_organization_trail.unwrap_or(false),
             selectors: Default::default(),
+            insights: Vec::new(),
             tags,
             logging: Logging::default(),
         };
@@ -363,7 +364,7 @@ fn shown(trail: &Held<Trail>) -> cloudtrail::Trail {
         log_file_validation_enabled: Some(value.validation),
         kms_key_id: value.kms_key_id.clone(),
         has_custom_event_selectors: Some(value.selectors.is_custom()),
-        has_insight_selectors: Some(false),
+        has_insight_selectors: Some(!value.insights.is_empty()),
         is_organization_trail: Some(value.organization),
         ..Default::default()
     }

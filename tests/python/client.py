@@ -50,6 +50,7 @@ def _compiled():
 
 options_pb2, kms_pb2, cloudtrail_pb2, organizations_pb2, hsm_pb2 = _compiled()
 KMS = kms_pb2.DESCRIPTOR.services_by_name["KeyManagementService"]
+CLOUDTRAIL_DATA = cloudtrail_pb2.DESCRIPTOR.services_by_name["CloudTrailDataService"]
 CLOUDTRAIL = cloudtrail_pb2.DESCRIPTOR.services_by_name["CloudTrailService"]
 ORGANIZATIONS = organizations_pb2.DESCRIPTOR.services_by_name["OrganizationsService"]
 HSM = hsm_pb2.DESCRIPTOR.services_by_name["HsmService"]

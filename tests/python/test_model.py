@@ -6,21 +6,23 @@ from botocore.loaders import Loader
 from botocore.model import ServiceModel
 from google.protobuf.descriptor import FieldDescriptor as Field
 
-from client import CLOUDTRAIL, OPERATIONS, ORGANIZATIONS, enum_text, options_pb2
+from client import CLOUDTRAIL, CLOUDTRAIL_DATA, OPERATIONS, ORGANIZATIONS, enum_text, options_pb2
 
 MODELS = {
     service: ServiceModel(Loader().load_service_model(service, "service-2"), service)
-    for service in ("kms", "cloudtrail", "organizations")
+    for service in ("kms", "cloudtrail", "cloudtrail-data", "organizations")
 }
 # What CloudTrail has not.
 ADDED = ["StreamEvents", "VerifyEvents", "RotateDigestKey"]
 METHODS = [("kms", method) for method in OPERATIONS.values()] + [
     ("cloudtrail", method) for method in CLOUDTRAIL.methods if method.name not in ADDED
-] + [("organizations", method) for method in ORGANIZATIONS.methods]
+] + [("cloudtrail-data", method) for method in CLOUDTRAIL_DATA.methods] + [("organizations", method) for method in ORGANIZATIONS.methods]
 # Where the model says less than the service does.
 STRICTER = {
     "ScheduleKeyDeletionRequest.pending_window_in_days": {"min": 7, "max": 30},
     "LookupEventsRequest.next_token": {"min": 1, "max": 1024},
+    # Required, and may be empty: on the wire of gRPC the same as absent.
+    "PutInsightSelectorsRequest.insight_selectors": {},
 }
 IS = options_pb2.DESCRIPTOR.extensions_by_name["is"]
 SCALARS = {
@@ -28,6 +30,7 @@ SCALARS = {
     "blob": Field.TYPE_BYTES,
     "boolean": Field.TYPE_BOOL,
     "integer": Field.TYPE_INT32,
+    "double": Field.TYPE_DOUBLE,
 }
 
 

@@ -9,6 +9,7 @@
 
 mod keys;
 mod refused;
+mod rest;
 mod routes;
 mod sigv4;
 
@@ -112,6 +113,10 @@ impl Shared {
             tls: peer.tls_details().cloned(),
             user_agent: user_agent(&head.headers),
         };
+        let body = match head.uri.path() {
+            "/" => body,
+            _ => rest::body(head.uri.query().unwrap_or_default(), body),
+        };
         let deadline = arrived + route.timeout.unwrap_or(limits.request_timeout);
         Ok((route.serve)(self.app.clone(), region.clone(), caller, body, deadline).await)
     }
@@ -123,8 +128,12 @@ impl Shared {
     }
 
     fn route(&self, head: &Parts) -> Result<&Route, Refused> {
-        if head.method != http::Method::POST || head.uri.path() != "/" {
+        if head.method != http::Method::POST {
             return Err(Refused::not_found());
+        }
+        match head.uri.path() {
+            "/" => (),
+            path => return self.routes.get_rest(path).ok_or_else(Refused::not_found),
         }
         let mut targets = head.headers.get_all(TARGET).iter();
         let target = match (targets.next(), targets.next()) {

@@ -55,6 +55,14 @@ impl Routes {
     }
 }
 
+impl Routes {
+    /// The operation of a path: those that AWS has as REST have their names in it.
+    pub fn get_rest(&self, path: &str) -> Option<&Route> {
+        let service = crate::operation::Service::CloudTrailData.aws()?;
+        self.get(&format!("{}.{}", service.target, path.strip_prefix('/')?))
+    }
+}
+
 impl Visitor for Routes {
     fn visit<O>(&mut self)
     where

@@ -49,7 +49,7 @@ impl Attribute {
 /// What a record says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
-    /// recipientAccountId.
+    /// recipientAccountId; see [`insights_of`] for Insights, which are apart.
     pub account: String,
     /// awsRegion.
     pub region: String,
@@ -60,9 +60,19 @@ pub struct Attributes {
     pub values: Vec<(Attribute, String)>,
 }
 
+/// What the Insights of an account are found under, apart from its other events.
+pub fn insights_of(account: &str) -> String {
+    format!("insights/{account}")
+}
+
 /// Reads a CloudTrail record; None where it is no record.
 pub fn attributes(record: &str) -> Option<Attributes> {
-    let record: Record = serde_json::from_str(record).ok()?;
+    let mut record: Record = serde_json::from_str(record).ok()?;
+    if let Some(details) = record.insight_details.take() {
+        record.event_name = details.event_name;
+        record.event_source = details.event_source;
+        record.recipient_account_id = insights_of(&record.recipient_account_id);
+    }
     let username = record.user_identity.username();
     let is_use =
         record.error_code.is_none() && KeyLastUsageTrackingOperation::from_text(&record.event_name).is_some();
@@ -92,8 +102,10 @@ pub fn attributes(record: &str) -> Option<Attributes> {
 struct Record {
     #[serde(rename = "eventID")]
     event_id: String,
+    #[serde(default)]
     event_name: String,
     error_code: Option<String>,
+    #[serde(default)]
     event_source: String,
     aws_region: String,
     recipient_account_id: String,
@@ -101,6 +113,14 @@ struct Record {
     #[serde(default)]
     user_identity: UserIdentity,
     resources: Option<Vec<Resource>>,
+    insight_details: Option<InsightDetails>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct InsightDetails {
+    event_source: String,
+    event_name: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -198,6 +218,17 @@ mod tests {
         assert!(uses("Sign", None));
         assert!(!uses("Sign", Some("DisabledException")));
         assert!(!uses("DescribeKey", None));
+    }
+
+    #[test]
+    fn insights_are_apart() {
+        let record = serde_json::json!({
+            "eventID": "e", "awsRegion": "us-east-1", "recipientAccountId": "111122223333",
+            "insightDetails": {"eventName": "Decrypt", "eventSource": "kms.amazonaws.com"},
+        });
+        let found = attributes(&record.to_string()).unwrap();
+        assert_eq!(found.account, "insights/111122223333");
+        assert!(found.values.contains(&(Attribute::EventName, "Decrypt".into())));
     }
 
     #[test]

@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn the_first_digest_has_null_for_what_was_before_it() {
-        let owner = Owner { account: "111122223333".into(), region: "us-east-1".into() };
+        let owner = Owner { account: "111122223333".into(), region: "us-east-1".into(), insights: false };
         let at = At { owner: &owner, bucket: "b", key: "k", range_ms: (0, 3_600_000) };
         let key = Held {
             id: crate::store::RowId {

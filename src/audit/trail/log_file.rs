@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::name::Place;
+use super::name::{INSIGHTS, LOGS, Place};
 use super::rows::{Pause, Trail};
-use super::selector::Selectors;
+use super::selector::{self, InsightSelector, Selectors};
 use crate::audit::follow::Cursor;
 use crate::error::{Error, Result};
 use crate::registry::from_store;
@@ -48,11 +48,24 @@ pub struct Owner {
     pub account: String,
     /// awsRegion.
     pub region: String,
+    /// Whether they are Insights, whose files are apart.
+    pub insights: bool,
 }
+
+impl Owner {
+    /// Whose events they are, of whatever category: one digest lists all files.
+    pub fn of_all(self) -> Owner {
+        Owner { insights: false, ..self }
+    }
+}
+
+/// What a file of Insights has behind its owner.
+const INSIGHTS_MARK: &str = "/insights";
 
 impl From<Owner> for String {
     fn from(owner: Owner) -> String {
-        format!("{}/{}", owner.account, owner.region)
+        let mark = if owner.insights { INSIGHTS_MARK } else { "" };
+        format!("{}/{}{mark}", owner.account, owner.region)
     }
 }
 
@@ -61,7 +74,11 @@ impl TryFrom<String> for Owner {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let (account, region) = text.split_once('/').ok_or("ACCOUNT/REGION is expected")?;
-        Ok(Owner { account: account.to_owned(), region: region.to_owned() })
+        let (region, insights) = match region.strip_suffix(INSIGHTS_MARK) {
+            Some(region) => (region, true),
+            None => (region, false),
+        };
+        Ok(Owner { account: account.to_owned(), region: region.to_owned(), insights })
     }
 }
 
@@ -74,6 +91,8 @@ pub struct Scope {
     pub region: Option<String>,
     /// Its selectors.
     pub selectors: Selectors,
+    /// Those of Insights.
+    pub insights: Vec<InsightSelector>,
     /// When it did not log.
     pub pauses: Vec<Pause>,
 }
@@ -85,6 +104,7 @@ impl Scope {
             account: (!trail.organization).then(|| id.account.clone()),
             region: (!trail.multi_region).then(|| id.region.clone()),
             selectors: trail.selectors.clone(),
+            insights: trail.insights.clone(),
             pauses: trail.logging.pauses.clone(),
         }
     }
@@ -92,11 +112,16 @@ impl Scope {
     /// Whose file an event is in; none where it is in no file.
     fn owner(&self, time_ms: i64, record: &Value) -> Option<Owner> {
         let text = |name: &str| record.get(name).and_then(Value::as_str).map(str::to_owned);
-        let owner = Owner { account: text("recipientAccountId")?, region: text("awsRegion")? };
+        let insights = selector::is_insight(record);
+        let owner = Owner { account: text("recipientAccountId")?, region: text("awsRegion")?, insights };
+        let wanted = || match insights {
+            true => selector::select_insight(&self.insights, record),
+            false => self.selectors.select(record),
+        };
         let selected = self.account.as_ref().is_none_or(|account| *account == owner.account)
             && self.region.as_ref().is_none_or(|region| *region == owner.region)
             && !self.pauses.iter().any(|pause| pause.contains(time_ms))
-            && self.selectors.select(record);
+            && wanted();
         selected.then_some(owner)
     }
 }
@@ -231,7 +256,8 @@ pub fn pending(
     for owner in range.records.keys() {
         let prefix = trail.prefix.as_deref();
         let place = Place { prefix, organization, account: &owner.account, region: &owner.region };
-        keys.insert(owner.clone(), place.log_file(now_ms)?);
+        let kind = if owner.insights { INSIGHTS } else { LOGS };
+        keys.insert(owner.clone(), place.log_file(kind, now_ms)?);
     }
     let (bucket, kms_key_id) = (trail.bucket.clone(), trail.kms_key_id.clone());
     Ok(Pending { until: range.until.clone(), scope, bucket, kms_key_id, keys })

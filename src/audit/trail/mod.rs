@@ -25,5 +25,6 @@ pub mod verify;
 mod worker;
 
 pub use rows::{Delivery, DigestKey, Logging, Pause, Trail};
+pub use selector::{InsightSelector, InsightType};
 pub use status::{Status, Trails};
 pub use worker::run;

@@ -151,11 +151,11 @@ impl Place<'_> {
     ///
     /// # Errors
     /// KMSInternalException where the host has no random numbers.
-    pub fn log_file(&self, now_ms: i64) -> Result<String> {
+    pub fn log_file(&self, kind: &str, now_ms: i64) -> Result<String> {
         let Place { account, region, .. } = self;
         let (day, time) = (format_time("%Y/%m/%d", now_ms)?, format_time("%Y%m%dT%H%MZ", now_ms)?);
-        let folder = self.folder(LOGS);
-        Ok(format!("{folder}{day}/{account}_{LOGS}_{region}_{time}_{}.json.gz", unique()?))
+        let folder = self.folder(kind);
+        Ok(format!("{folder}{day}/{account}_{kind}_{region}_{time}_{}.json.gz", unique()?))
     }
 
     /// A digest's key.
@@ -172,6 +172,8 @@ impl Place<'_> {
 
 /// The folder of log files, and a part of their names.
 pub const LOGS: &str = "CloudTrail";
+/// The folder of Insights, and a part of their names.
+pub const INSIGHTS: &str = "CloudTrail-Insight";
 /// The folder of digests, and a part of their names.
 pub const DIGESTS: &str = "CloudTrail-Digest";
 
@@ -233,11 +235,11 @@ mod tests {
              111122223333_CloudTrail-Digest_us-east-1_t_eu-west-1_20231114T221320Z.json.gz"
         );
         let plain = Place { prefix: None, organization: None, ..place };
-        let key = plain.log_file(time_ms).unwrap();
+        let key = plain.log_file(LOGS, time_ms).unwrap();
         let start = "AWSLogs/111122223333/CloudTrail/us-east-1/2023/11/14/111122223333_CloudTrail_us-east-1_20231114T2213Z_";
         let unique = key.strip_prefix(start).unwrap().strip_suffix(".json.gz").unwrap();
         assert_eq!(unique.len(), 16);
-        assert_ne!(key, plain.log_file(time_ms).unwrap());
+        assert_ne!(key, plain.log_file(LOGS, time_ms).unwrap());
     }
 
     #[test]

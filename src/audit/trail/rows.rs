@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Chains;
 use super::log_file::Pending;
-use super::selector::Selectors;
+use super::selector::{InsightSelector, Selectors};
 use crate::audit::follow::Cursor;
 use crate::hsm::{BackingId, Blob};
 use crate::key::StoredHome;
@@ -32,6 +32,8 @@ pub struct Trail {
     pub organization: bool,
     /// Which events it delivers.
     pub selectors: Selectors,
+    /// Which Insights are made and delivered.
+    pub insights: Vec<InsightSelector>,
     /// Tags.
     pub tags: BTreeMap<String, String>,
     /// Whether it logs.

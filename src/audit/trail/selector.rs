@@ -12,6 +12,8 @@ use crate::error::{Error, Exception, Result};
 
 /// The resource type whose data events there are.
 pub const KEY_TYPE: &str = "AWS::KMS::Key";
+/// The category of PutAuditEvents' events.
+const ACTIVITY: &str = "ActivityAuditLog";
 const SELECTORS_MAX: usize = 5;
 const DATA_RESOURCES_MAX: usize = 250;
 const CONDITIONS_MAX: usize = 500;
@@ -99,6 +101,54 @@ pub struct FieldSelector {
     pub not_ends_with: Vec<String>,
 }
 
+/// InsightType.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InsightType {
+    /// ApiCallRateInsight.
+    CallRate,
+    /// ApiErrorRateInsight.
+    ErrorRate,
+}
+
+/// InsightSelector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InsightSelector {
+    /// InsightType.
+    pub kind: InsightType,
+    /// Of management events.
+    pub management: bool,
+    /// Of data events.
+    pub data: bool,
+}
+
+impl InsightSelector {
+    /// Whether it selects Insights of this kind, of data events or of others.
+    pub fn selects(&self, kind: InsightType, is_data: bool) -> bool {
+        self.kind == kind && if is_data { self.data } else { self.management }
+    }
+
+    /// Whether it selects an Insights record.
+    fn selects_record(&self, record: &Value) -> bool {
+        let of = |name: &str| text(record, &format!("/insightDetails/{name}"));
+        let kind = match of("insightType") {
+            "ApiErrorRateInsight" => InsightType::ErrorRate,
+            _ => InsightType::CallRate,
+        };
+        self.selects(kind, is_cryptographic(of("eventSource"), of("eventName")))
+    }
+}
+
+/// Whether a record is one of Insights'.
+pub fn is_insight(record: &Value) -> bool {
+    text(record, "/eventCategory") == "Insight"
+}
+
+/// Whether an Insights record is to be delivered.
+pub fn select_insight(selectors: &[InsightSelector], record: &Value) -> bool {
+    selectors.iter().any(|selector| selector.selects_record(record))
+}
+
 impl Selectors {
     /// Whether they say something else than the default.
     pub fn is_custom(&self) -> bool {
@@ -138,9 +188,13 @@ impl Basic {
 }
 
 impl Advanced {
-    /// A cryptographic operation is an event of both categories.
+    /// A cryptographic operation is an event of both categories; what others
+    /// put into the log is of its own.
     fn selects(&self, record: &Value) -> bool {
-        let categories = [Some("Management"), is_data(record).then_some("Data")];
+        let categories = match text(record, "/eventCategory") {
+            ACTIVITY => [Some(ACTIVITY), None],
+            _ => [Some("Management"), is_data(record).then_some("Data")],
+        };
         let all = |category: &str| self.fields.iter().all(|field| field.holds(record, category));
         categories.into_iter().flatten().any(all)
     }
@@ -215,7 +269,12 @@ fn text<'a>(record: &'a Value, pointer: &str) -> &'a str {
 }
 
 fn is_data(record: &Value) -> bool {
-    text(record, "/eventSource") == "kms.amazonaws.com" && CRYPTOGRAPHIC.contains(&text(record, "/eventName"))
+    is_cryptographic(text(record, "/eventSource"), text(record, "/eventName"))
+}
+
+/// Whether an operation counts as a data event too.
+pub fn is_cryptographic(source: &str, name: &str) -> bool {
+    source == "kms.amazonaws.com" && CRYPTOGRAPHIC.contains(&name)
 }
 
 fn resources<'a>(record: &'a Value, member: &'static str) -> impl Iterator<Item = &'a str> + Clone {
@@ -282,8 +341,8 @@ impl Advanced {
         let named = |name: &str| self.fields.iter().find(|field| field.field == name);
         let equal = |name: &str| named(name).map(|field| field.equals.as_slice()).unwrap_or_default();
         let category = match equal("eventCategory") {
-            [category] if category == "Management" || category == "Data" => category,
-            _ => return refused("eventCategory must equal one of Management and Data."),
+            [category] if ["Management", "Data", ACTIVITY].contains(&category.as_str()) => category,
+            _ => return refused("eventCategory must equal one of Management, Data and ActivityAuditLog."),
         };
         if category == "Data" && equal("resources.type") != [KEY_TYPE] {
             return refused(format!("Data events are those of resources.type {KEY_TYPE}."));

@@ -9,7 +9,7 @@ use flate2::read::MultiGzDecoder;
 use super::bucket::{Bucket, BucketError, Buckets};
 use super::digest::{self, Digest};
 use super::keys;
-use super::name::{DIGESTS, LOGS, Place};
+use super::name::{DIGESTS, INSIGHTS, LOGS, Place};
 
 /// The largest file that is unpacked.
 const FILE_BYTES_MAX: u64 = 4 << 30;
@@ -65,7 +65,8 @@ pub async fn verify(
     };
     // Before the digests: what is there now is listed by one that is read, or its
     // time is behind all of them.
-    let files = bucket.list(&place.folder(LOGS)).await?;
+    let mut files = bucket.list(&place.folder(LOGS)).await?;
+    files.extend(bucket.list(&place.folder(INSIGHTS)).await?);
     let mark = format!("_{DIGESTS}_{}_{}_{}_", subject.region, subject.name, subject.home);
     let mut digests = bucket.list(&place.folder(DIGESTS)).await?;
     digests.retain(|key| key.contains(&mark));

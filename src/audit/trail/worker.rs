@@ -252,7 +252,7 @@ impl Work<'_> {
             bucket.put(key, file.gzip.clone(), &Metadata::new()).await.map_err(undelivered)?;
             if let Some(chains) = &mut delivery.chains {
                 let entry = LogFile::new(&pending.bucket, key, &file)?;
-                chains.chains.entry(owner).or_default().files.push(entry);
+                chains.chains.entry(owner.of_all()).or_default().files.push(entry);
             }
         }
         delivery.cursor = pending.until;
@@ -289,7 +289,7 @@ impl Work<'_> {
     /// told too. Those of others begin with their first file.
     fn begin_chains(&self) -> Chains {
         let RowId { account, region, .. } = &self.trail.id;
-        let owner = Owner { account: account.clone(), region: region.clone() };
+        let owner = Owner { account: account.clone(), region: region.clone(), insights: false };
         Chains {
             from_ms: self.now_ms - self.now_ms.rem_euclid(1000),
             chains: [(owner, Chain::default())].into(),
