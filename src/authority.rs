@@ -82,7 +82,9 @@ impl Question<'_> {
             key: resource.key(),
             known: &self.known,
         };
-        let context = facts.context(read());
+        // The constraints of grants ask for it too.
+        let source = self.caller.service.as_ref().map(|_| "aws:SourceArn");
+        let context = facts.context(read().chain(source));
         let (arn, caller) = (resource.arn(), self.caller.arn());
         let request = request(self.caller, action, &arn, resource.account(), &caller, &context);
         let by_policies = policy::authorize(&request, resource.policy(), &[] as &[policy::Grant], identity);
@@ -144,11 +146,12 @@ pub fn request<'a>(
     policy::Request {
         principal: policy::PrincipalRef {
             arn: caller,
-            account: &principal.account,
+            account: if principal.kind == PrincipalKind::Service { "" } else { &principal.account },
             kind: match principal.kind {
                 PrincipalKind::Root => policy::CallerKind::Root,
                 PrincipalKind::User => policy::CallerKind::User,
                 PrincipalKind::Role => policy::CallerKind::RoleSession,
+                PrincipalKind::Service => policy::CallerKind::Service,
             },
             role_arn: (principal.kind == PrincipalKind::Role).then_some(&principal.arn),
         },

@@ -16,6 +16,8 @@ pub enum PrincipalKind {
     User,
     /// A role; its callers are sessions of it.
     Role,
+    /// An AWS service of this installation.
+    Service,
 }
 
 /// Somebody of the configuration who may be allowed something.
@@ -81,11 +83,24 @@ pub struct TlsDetails {
     pub certificate_sha256: Option<String>,
 }
 
+/// A service that calls, and what it says of its call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceCall {
+    /// `s3.amazonaws.com`.
+    pub service: String,
+    /// The resource that it calls for, `aws:SourceArn`.
+    pub source_arn: Option<String>,
+    /// That resource's account, `aws:SourceAccount`.
+    pub source_account: Option<String>,
+}
+
 /// An authenticated caller of one request.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Who.
+    /// Who: of a call that a service makes for somebody, that somebody.
     pub principal: Arc<Principal>,
+    /// The service, where one calls.
+    pub service: Option<Arc<ServiceCall>>,
     /// The access key that signed the request.
     pub access_key_id: Option<String>,
     /// From where.
@@ -126,16 +141,50 @@ impl Principal {
         }
     }
 
+    /// A service, with an account of its own that is nobody's.
+    pub fn service(name: &str, account: String) -> Principal {
+        Principal {
+            account,
+            kind: PrincipalKind::Service,
+            name: name.to_owned(),
+            arn: name.to_owned(),
+            principal_id: name.to_owned(),
+            policies: Vec::new(),
+            tags: BTreeMap::new(),
+        }
+    }
+
     /// The ARN of a session of a role.
     pub fn session_arn(&self, session: &str) -> String {
         format!("arn:aws:sts::{}:assumed-role/{}/{session}", self.account, self.name)
     }
 }
 
+impl ServiceCall {
+    /// The service's name without its domain, `s3`.
+    pub fn short_name(&self) -> &str {
+        short_name(&self.service)
+    }
+}
+
+/// A service's name without its domain.
+pub fn short_name(service: &str) -> &str {
+    service.split_once('.').map_or(service, |(short, _)| short)
+}
+
 impl Caller {
+    /// The service through which the principal calls; none for a service that
+    /// calls for itself.
+    pub fn via(&self) -> Option<&ServiceCall> {
+        self.service.as_deref().filter(|_| self.principal.kind != PrincipalKind::Service)
+    }
+
     /// The name of this session, for callers that are a role.
     pub fn session_name(&self) -> String {
         let certificate = self.tls.as_ref().and_then(|tls| tls.certificate_sha256.as_ref());
+        if let Some(via) = self.via() {
+            return via.short_name().to_owned();
+        }
         match (&self.access_key_id, certificate, &self.origin) {
             (Some(id), _, _) => id.clone(),
             (None, Some(sha256), _) => sha256.chars().take(SESSION_NAME_CHARS).collect(),
@@ -148,7 +197,9 @@ impl Caller {
     pub fn user_id(&self) -> String {
         match self.principal.kind {
             PrincipalKind::Role => format!("{}:{}", self.principal.principal_id, self.session_name()),
-            PrincipalKind::Root | PrincipalKind::User => self.principal.principal_id.clone(),
+            PrincipalKind::Root | PrincipalKind::User | PrincipalKind::Service => {
+                self.principal.principal_id.clone()
+            }
         }
     }
 
@@ -156,7 +207,7 @@ impl Caller {
     pub fn arn(&self) -> String {
         match self.principal.kind {
             PrincipalKind::Role => self.principal.session_arn(&self.session_name()),
-            PrincipalKind::Root | PrincipalKind::User => self.principal.arn.clone(),
+            PrincipalKind::Root | PrincipalKind::User | PrincipalKind::Service => self.principal.arn.clone(),
         }
     }
 }

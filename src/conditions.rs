@@ -109,14 +109,24 @@ impl Facts<'_> {
             "aws:epochtime" => Some(now()?.as_second().to_string()),
             "aws:securetransport" => Some(caller.tls.is_some().to_string()),
             "aws:sourceip" => match &caller.origin {
+                // Where the principal is, the service does not say.
+                Origin::Tcp(_) if caller.via().is_some() => None,
                 Origin::Tcp(address) => Some(address.ip().to_string()),
                 Origin::Unix { .. } => None,
             },
             "aws:useragent" => caller.user_agent.clone(),
             "aws:requestedregion" => Some(self.region.to_owned()),
-            "aws:viaawsservice" => Some(false.to_string()),
+            "aws:viaawsservice" => Some(caller.via().is_some().to_string()),
+            "aws:calledvia" | "aws:calledviafirst" | "aws:calledvialast" => {
+                Some(caller.via()?.service.clone())
+            }
+            "aws:sourcearn" => caller.service.as_ref()?.source_arn.clone(),
+            "aws:sourceaccount" => caller.service.as_ref()?.source_account.clone(),
+            "kms:viaservice" => Some(crate::managed::via_service(&caller.via()?.service, self.region)),
             "aws:userid" => Some(caller.user_id()),
-            "kms:grantisforawsresource" if GRANT_CHANGES.contains(&self.action) => Some(false.to_string()),
+            "kms:grantisforawsresource" if GRANT_CHANGES.contains(&self.action) => {
+                Some(caller.service.is_some().to_string())
+            }
             "kms:keyspec" | "kms:customermasterkeyspec" => Some(key?.spec.text().to_owned()),
             "kms:keyusage" | "kms:customermasterkeyusage" => Some(key?.usage.text().to_owned()),
             "kms:keyorigin" => Some(key?.origin.text().to_owned()),

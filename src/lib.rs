@@ -39,6 +39,7 @@ pub mod caller;
 pub mod conditions;
 pub mod error;
 pub mod key_stores;
+pub mod managed;
 pub mod material;
 pub mod multi_region;
 pub mod operation;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Exception, Result};
 use crate::key::{arn::KeyName, arn_of_alias};
+use crate::managed;
 use crate::operation::Call;
 use crate::policy::{self, Policy};
 use crate::registry::{LoadedGrant, LoadedKey};
@@ -276,7 +277,12 @@ async fn key(call: &Call, id: RowId) -> Result<Key> {
 }
 
 async fn by_alias(call: &Call, id: RowId) -> Result<Key> {
-    match call.app.registry.alias(&id, call.deadline).await? {
+    let mut found = call.app.registry.alias(&id, call.deadline).await?;
+    if found.is_none() && managed::is_first_use(call, &id) {
+        managed::make(call, &id).await?;
+        found = call.app.registry.alias(&id, call.deadline).await?;
+    }
+    match found {
         Some(alias) => key(call, RowId { kind: Kind::Key, id: alias.value.target.clone(), ..id }).await,
         None => Err(missing(call, &id, format!("Alias {} is not found.", arn_of_alias(&id)))),
     }

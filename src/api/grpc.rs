@@ -22,6 +22,7 @@ use tonic::server::{Grpc, ServerStreamingService, UnaryService};
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::delegation::acting;
 use crate::app::App;
 use crate::audit::record::truncated;
 use crate::caller::Caller;
@@ -172,7 +173,14 @@ impl Asked {
     ) -> Result<Asked, (Asked, Error)> {
         let reached = Arc::new(AtomicBool::new(false));
         let region = app.region.clone();
+        let (caller, refused) = match acting(caller, request.headers(), &app.directory.load()) {
+            Ok(caller) => (caller, None),
+            Err((caller, refused)) => (caller, Some(refused)),
+        };
         let mut asked = Asked { app, region, caller, deadline, reached };
+        if let Some(refused) = refused {
+            return Err((asked, refused));
+        }
         let Some(named) = request.headers().get(REGION) else { return Ok(asked) };
         let named = named.to_str().unwrap_or_default();
         match asked.app.key_stores.region(named) {

@@ -215,6 +215,7 @@ impl Authenticator {
         match (outcome, peer) {
             (Ok(principal), Some(peer)) => Ok(Caller {
                 principal,
+                service: None,
                 access_key_id: None,
                 origin: peer.origin.clone(),
                 tls: peer.tls.clone(),

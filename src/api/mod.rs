@@ -1,6 +1,7 @@
 //! From bytes to a caller and a request, and back.
 
 pub mod aws;
+mod delegation;
 pub mod grpc;
 pub mod identity;
 pub mod limits;

@@ -1,6 +1,8 @@
 //! The CloudTrail record (eventVersion 1.11) of one call or of something that
 //! the daemon did by itself.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -12,6 +14,8 @@ use crate::store::NewEvent;
 /// eventVersion.
 pub const EVENT_VERSION: &str = "1.11";
 const ERROR_TEXT_BYTES_MAX: usize = 1024;
+/// userIdentity.type of a service.
+const SERVICE: &str = "AWSService";
 /// Who did what the service did by itself.
 const INTERNAL: &str = "AWS Internal";
 
@@ -104,6 +108,8 @@ pub struct UserIdentity {
     principal_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     arn: Option<String>,
+    /// Empty for a service.
+    #[serde(skip_serializing_if = "String::is_empty")]
     account_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     access_key_id: Option<String>,
@@ -115,7 +121,7 @@ pub struct UserIdentity {
     #[serde(skip_serializing_if = "Option::is_none")]
     session_context: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    invoked_by: Option<&'static str>,
+    invoked_by: Option<Cow<'static, str>>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -162,11 +168,15 @@ impl Record {
             client_provided_host_header: tls.host.clone(),
         });
         Record {
-            source_ip_address: match &caller.origin {
-                Origin::Tcp(address) => address.ip().to_string(),
-                Origin::Unix { .. } => "localhost".to_owned(),
+            source_ip_address: match (&caller.service, &caller.origin) {
+                (Some(call), _) => call.service.clone(),
+                (None, Origin::Tcp(address)) => address.ip().to_string(),
+                (None, Origin::Unix { .. }) => "localhost".to_owned(),
             },
-            user_agent: caller.user_agent.clone().unwrap_or_default(),
+            user_agent: match &caller.service {
+                Some(call) => call.service.clone(),
+                None => caller.user_agent.clone().unwrap_or_default(),
+            },
             request_id: Some(request_id.to_owned()),
             tls_details,
             ..Record::new(
@@ -189,7 +199,7 @@ impl Record {
             user_name: None,
             credential_id: None,
             session_context: None,
-            invoked_by: Some(INTERNAL),
+            invoked_by: Some(INTERNAL.into()),
         };
         Record {
             service_event_details: Some(details),
@@ -283,7 +293,7 @@ impl Record {
             record.source_ip_address = INTERNAL.to_owned();
             record.user_agent = INTERNAL.to_owned();
             record.tls_details = None;
-            record.user_identity.invoked_by = Some(INTERNAL);
+            record.user_identity.invoked_by = Some(INTERNAL.into());
         }
         record
     }
@@ -301,6 +311,9 @@ impl Record {
 impl UserIdentity {
     /// What the owner of a key learns of a caller of another account.
     fn of_other_account(&self) -> UserIdentity {
+        if self.kind == Some(SERVICE) {
+            return self.clone();
+        }
         UserIdentity {
             kind: Some("AWSAccount"),
             arn: None,
@@ -314,7 +327,8 @@ impl UserIdentity {
 
     fn of(caller: &Caller) -> UserIdentity {
         let principal = &*caller.principal;
-        let credential_id = caller.tls.as_ref().and_then(|tls| tls.certificate_sha256.clone());
+        let own = caller.tls.as_ref().filter(|_| caller.via().is_none());
+        let credential_id = own.and_then(|tls| tls.certificate_sha256.clone());
         let identity = |kind, user_name| UserIdentity {
             kind: Some(kind),
             principal_id: Some(principal.principal_id.clone()),
@@ -324,9 +338,17 @@ impl UserIdentity {
             user_name,
             credential_id: credential_id.clone(),
             session_context: None,
-            invoked_by: None,
+            invoked_by: caller.service.as_ref().map(|call| call.service.clone().into()),
         };
         match principal.kind {
+            PrincipalKind::Service => UserIdentity {
+                principal_id: None,
+                arn: None,
+                account_id: String::new(),
+                access_key_id: None,
+                credential_id: None,
+                ..identity(SERVICE, None)
+            },
             PrincipalKind::Root => identity("Root", None),
             PrincipalKind::User => identity("IAMUser", Some(principal.name.clone())),
             PrincipalKind::Role => {

@@ -99,6 +99,7 @@ impl Directory {
 pub(super) fn build(config: &Config, reader: &mut Reader, report: &mut Report<'_>) -> Directory {
     let mut builder = Builder { config, reader, report, directory: Directory::default() };
     builder.accounts();
+    builder.services();
     builder.directory
 }
 
@@ -139,12 +140,35 @@ impl Builder<'_, '_> {
         }
     }
 
+    fn services(&mut self) {
+        let config = self.config;
+        for (index, settings) in config.services.iter().enumerate() {
+            let at = Key::of("services").index(index);
+            let name = &settings.name;
+            if !is_service(name) {
+                let remedy = "write such as s3.amazonaws.com";
+                self.report.add(&at.field("name"), "is not a service's name", remedy);
+                continue;
+            }
+            let account = service_account(name);
+            if self.directory.accounts.contains_key(&account) {
+                let text = format!("account {account} is of {name}");
+                self.report.add(&Key::of("accounts"), text, "give the account another id");
+            }
+            let principal = Arc::new(Principal::service(name, account));
+            if self.directory.by_arn.insert(name.clone(), principal.clone()).is_some() {
+                self.report.add(&at.field("name"), format!("{name} is there twice"), "put them into one");
+            }
+            self.proofs(&at, &settings.identities, &settings.access_keys, &principal);
+        }
+    }
+
     fn principal(&mut self, at: &Key, account: &str, settings: &PrincipalSettings) {
         let Some(name) = self.name(at, settings) else { return };
         let arn = match settings.kind {
             PrincipalKind::User => format!("arn:aws:iam::{account}:user/{name}"),
             PrincipalKind::Role => format!("arn:aws:iam::{account}:role/{name}"),
-            PrincipalKind::Root => format!("arn:aws:iam::{account}:root"),
+            PrincipalKind::Root | PrincipalKind::Service => format!("arn:aws:iam::{account}:root"),
         };
         let policies = settings.policies.iter().enumerate();
         let policies = policies
@@ -163,11 +187,22 @@ impl Builder<'_, '_> {
             let text = format!("{arn} is there twice");
             self.report.add(&at.field("name"), text, "give it another name, or put its identities into one");
         }
-        for (index, identity) in settings.identities.iter().enumerate() {
-            self.identity(&at.field("identities").index(index), identity, &principal);
+        self.proofs(at, &settings.identities, &settings.access_keys, &principal);
+    }
+
+    /// What its callers prove to be it.
+    fn proofs(
+        &mut self,
+        at: &Key,
+        identities: &[IdentitySettings],
+        access_keys: &[AccessKeySettings],
+        principal: &Arc<Principal>,
+    ) {
+        for (index, identity) in identities.iter().enumerate() {
+            self.identity(&at.field("identities").index(index), identity, principal);
         }
-        for (index, key) in settings.access_keys.iter().enumerate() {
-            self.access_key(&at.field("access_keys").index(index), key, &principal);
+        for (index, key) in access_keys.iter().enumerate() {
+            self.access_key(&at.field("access_keys").index(index), key, principal);
         }
     }
 
@@ -197,7 +232,9 @@ impl Builder<'_, '_> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_+=,.@-".contains(&byte);
         let name = &settings.name;
         let (good, remedy) = match settings.kind {
-            PrincipalKind::Root => (name.is_empty() || name == "root", "leave the root's name out"),
+            PrincipalKind::Root | PrincipalKind::Service => {
+                (name.is_empty() || name == "root", "leave the root's name out")
+            }
             PrincipalKind::User | PrincipalKind::Role => (
                 !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(plain),
                 "write 1 to 64 letters, digits and _+=,.@-",
@@ -272,13 +309,26 @@ impl Builder<'_, '_> {
     }
 }
 
+/// `s3.amazonaws.com`.
+fn is_service(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    name.strip_suffix(".amazonaws.com").is_some_and(|short| !short.is_empty() && short.bytes().all(plain))
+}
+
+/// A service's own account, the same for ever: nobody's, whose keys are AWS
+/// owned keys.
+fn service_account(name: &str) -> String {
+    let hash = Sha256::digest(format!("strongroom service 1\n{name}"));
+    hash.iter().take(12).map(|byte| char::from(b'0' + byte % 10)).collect()
+}
+
 /// An id in AWS's form, the same for the same ARN for ever: a prefix for the
 /// kind and 17 characters of base32 (RFC 4648) from the ARN's SHA-256.
 fn principal_id(kind: PrincipalKind, account: &str, arn: &str) -> String {
     let prefix = match kind {
         PrincipalKind::User => "AIDA",
         PrincipalKind::Role => "AROA",
-        PrincipalKind::Root => return account.to_owned(),
+        PrincipalKind::Root | PrincipalKind::Service => return account.to_owned(),
     };
     let hash = Sha256::digest(format!("strongroom principal 1\n{arn}"));
     let letter = |byte: &u8| match byte & 31 {

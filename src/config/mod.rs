@@ -97,6 +97,9 @@ impl Config {
             PinSource::File(path) => Some(path),
             PinSource::Credential(_) | PinSource::Prompt => None,
         }));
+        for service in &mut self.services {
+            paths.extend(service.access_keys.iter_mut().map(|key| &mut key.secret_file));
+        }
         for principal in self.accounts.iter_mut().flat_map(|account| &mut account.principals) {
             paths.extend(principal.access_keys.iter_mut().map(|key| &mut key.secret_file));
             paths.extend(principal.policies.iter_mut().filter_map(|policy| match policy {

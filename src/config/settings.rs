@@ -82,6 +82,9 @@ pub struct Config {
     /// Who there is.
     #[serde(default)]
     pub accounts: Vec<AccountSettings>,
+    /// Which services there are that have keys, and call for others.
+    #[serde(default)]
+    pub services: Vec<ServiceSettings>,
 }
 
 /// `[regions.NAME]`.
@@ -500,6 +503,21 @@ pub struct PrincipalSettings {
     pub tags: BTreeMap<String, String>,
 }
 
+/// `[[services]]`: a service of this installation that is to KMS what one of
+/// AWS's services is. It calls for itself, or says for which principal it calls.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSettings {
+    /// `s3.amazonaws.com`. Required.
+    pub name: String,
+    /// What its callers prove to be it.
+    #[serde(default)]
+    pub identities: Vec<IdentitySettings>,
+    /// Its access keys of the AWS protocol.
+    #[serde(default)]
+    pub access_keys: Vec<AccessKeySettings>,
+}
+
 /// `{ id = "AKIA…", secret_file = "PATH" }`: an access key of the AWS protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -642,7 +660,8 @@ mod kind {
         let kind = match kind {
             PrincipalKind::User => Kind::User,
             PrincipalKind::Role => Kind::Role,
-            PrincipalKind::Root => Kind::Root,
+            // A service is no principal of an account.
+            PrincipalKind::Root | PrincipalKind::Service => Kind::Root,
         };
         kind.serialize(serializer)
     }

@@ -24,6 +24,12 @@ impl Operation for RecoverKeyPolicy {
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Host>) -> Result<Self::Response> {
         let key = anywhere(call, given(&request.key_id)?).await?;
         let account = key.held.id.account.clone();
+        if key.held.value.manager == kms::KeyManagerType::Aws {
+            return Err(Error::new(
+                Exception::UnsupportedOperation,
+                format!("{} is a service's key, whose policy is what it is.", key.arn),
+            ));
+        }
         let mut value = key.held.value.clone();
         value.policy = crate::policy::default_key_policy(&account);
         call.change(Draft::replace(&key.held, &value)?);

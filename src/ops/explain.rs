@@ -116,6 +116,7 @@ fn caller(call: &Call, arn: &str) -> Result<Caller> {
     };
     Ok(Caller {
         principal,
+        service: None,
         origin: Origin::Unix { uid: 0, pid: None },
         tls: Some(tls),
         user_agent: None,

@@ -35,6 +35,7 @@ mod policy;
 mod rights;
 mod rotation;
 mod secrecy;
+mod services;
 mod store;
 mod store_sqlite;
 mod support;

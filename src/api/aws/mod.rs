@@ -30,6 +30,7 @@ pub use keys::AccessKeys;
 
 use self::refused::Refused;
 use self::routes::{Route, Routes};
+use super::delegation::acting;
 use super::grpc::CallLimits;
 use super::identity::{Peer, Refusals, user_agent};
 use crate::app::App;
@@ -108,6 +109,7 @@ impl Shared {
         let region = self.region(route, &verified.region).ok_or_else(|| Refused::region(&verified.region))?;
         let caller = Caller {
             principal: verified.principal,
+            service: None,
             access_key_id: Some(verified.access_key_id),
             origin: peer.origin().clone(),
             tls: peer.tls_details().cloned(),
@@ -118,6 +120,10 @@ impl Shared {
             _ => rest::body(head.uri.query().unwrap_or_default(), body),
         };
         let deadline = arrived + route.timeout.unwrap_or(limits.request_timeout);
+        let (caller, body) = match acting(caller, &head.headers, &self.app.directory.load()) {
+            Ok(caller) => (caller, Ok(body)),
+            Err((caller, refused)) => (caller, Err(refused)),
+        };
         Ok((route.serve)(self.app.clone(), region.clone(), caller, body, deadline).await)
     }
 

@@ -23,7 +23,7 @@ const REQUEST_ID: &str = "x-amzn-requestid";
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 
 type Handler = Box<
-    dyn Fn(Arc<App>, Arc<str>, Caller, Bytes, Instant) -> BoxFuture<'static, Response<Full<Bytes>>>
+    dyn Fn(Arc<App>, Arc<str>, Caller, Result<Bytes>, Instant) -> BoxFuture<'static, Response<Full<Bytes>>>
         + Send
         + Sync,
 >;
@@ -83,7 +83,7 @@ async fn serve<O>(
     app: Arc<App>,
     region: Arc<str>,
     caller: Caller,
-    body: Bytes,
+    body: Result<Bytes>,
     deadline: Instant,
 ) -> Response<Full<Bytes>>
 where
@@ -91,7 +91,8 @@ where
     O::Request: Json,
     O::Response: Json,
 {
-    let Answer { request_id, result } = execute::<O>(app, region, caller, json::read(&body), deadline).await;
+    let Answer { request_id, result } =
+        execute::<O>(app, region, caller, body.and_then(|body| json::read(&body)), deadline).await;
     match result.and_then(|message| written(&message)) {
         Ok(body) => answer(StatusCode::OK, &request_id, body),
         Err(error) => failure(&error, &request_id),

@@ -20,6 +20,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::keys::AccessKeys;
 use super::refused::Refused;
+use crate::api::delegation;
 use crate::caller::Principal;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
@@ -195,7 +196,10 @@ impl Claim {
             ));
         }
         let mut ours = head.headers.keys().map(http::HeaderName::as_str);
-        let must = |name: &&str| name.starts_with("x-amz-") && !UNSIGNED_HEADERS.contains(name);
+        let must = |name: &&str| {
+            (name.starts_with("x-amz-") && !UNSIGNED_HEADERS.contains(name))
+                || delegation::HEADERS.contains(name)
+        };
         match ours.find(|name| must(name) && !signed(name)) {
             None => Ok(()),
             Some(name) => {

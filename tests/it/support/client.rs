@@ -171,8 +171,8 @@ impl Refusal {
 #[derive(Clone)]
 pub struct Client {
     channel: Channel,
-    /// The Region that is asked; none for the daemon's own.
-    region: Option<&'static str>,
+    /// The metadata of every call.
+    metadata: Vec<(&'static str, String)>,
 }
 
 impl Client {
@@ -184,12 +184,19 @@ impl Client {
             .identity(Identity::from_pem(read(&format!("{name}.pem")), read(&format!("{name}.key"))));
         let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap();
         let channel = timeout(LONG, endpoint.connect()).await.expect("connecting hangs").unwrap();
-        Client { channel, region: None }
+        Client { channel, metadata: Vec::new() }
     }
 
     /// The same connection, to ask another Region.
-    pub fn in_region(&self, region: &'static str) -> Client {
-        Client { channel: self.channel.clone(), region: Some(region) }
+    pub fn in_region(&self, region: &str) -> Client {
+        self.saying("strongroom-region", region)
+    }
+
+    /// The same connection, with more metadata.
+    pub fn saying(&self, name: &'static str, value: &str) -> Client {
+        let mut metadata = self.metadata.clone();
+        metadata.push((name, value.to_owned()));
+        Client { channel: self.channel.clone(), metadata }
     }
 
     /// The connection, for services that are not ours.
@@ -219,8 +226,8 @@ impl Client {
     }
 
     async fn send<R: Rpc>(&self, mut request: Request<R>) -> Result<Answer<R::Response>, Refusal> {
-        if let Some(region) = self.region {
-            request.metadata_mut().insert("strongroom-region", region.parse().unwrap());
+        for (name, value) in &self.metadata {
+            request.metadata_mut().insert(*name, value.parse().unwrap());
         }
         let mut grpc = tonic::client::Grpc::new(self.channel.clone());
         let answered = timeout(LONG, async {
