@@ -48,6 +48,8 @@ use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Commit, Store};
 use crate::systemd;
 
+/// Longest that the end waits for threads that may block.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a start waits for a first member, before it serves without one.
 const FIRST_MEMBER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Keys, backing keys and aliases that are kept ready, each.
@@ -173,6 +175,19 @@ pub async fn serve_over(
     background.end(&app).await;
     operators.await.context("the operators' pages")?;
     parts.end().await
+}
+
+/// Runs a daemon to its end, which a thread that hangs in an HSM does not keep.
+///
+/// # Errors
+/// Those of [`serve`].
+pub fn run(
+    runtime: tokio::runtime::Runtime,
+    daemon: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let result = runtime.block_on(daemon);
+    runtime.shutdown_timeout(THREADS_TIMEOUT);
+    result
 }
 
 /// The parts that outlive requests and must be ended in order.

@@ -134,7 +134,7 @@ fn run(command: Daemon) -> anyhow::Result<ExitCode> {
             let config = Config::load(Some(&options.config), &options.flags)?.config;
             daemon::start_log(&config)?;
             hardening.log();
-            runtime()?.block_on(daemon::serve(options, daemon::announce))?;
+            daemon::run(runtime()?, daemon::serve(options, daemon::announce))?;
         }
         Daemon::Dev(args) => dev::run(&args, runtime)?,
         Daemon::Init(args) => init::run(&args, dev::locate, &mut std::io::stdout())?,

@@ -99,7 +99,7 @@ pub fn run(
         print!("{hsms}");
         Ok(())
     });
-    runtime()?.block_on(serve)
+    daemon::run(runtime()?, serve)
 }
 
 /// Finds SoftHSM2.

@@ -18,7 +18,7 @@ use cryptoki_sys::{
     CK_C_INITIALIZE_ARGS, CK_FUNCTION_LIST, CK_RV, CKF_OS_LOCKING_OK, CKR_CRYPTOKI_ALREADY_INITIALIZED,
     CKR_FUNCTION_NOT_SUPPORTED, CKR_OK,
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::ckr::Failure;
 use super::{ClusterSettings, HsmError, ModuleSettings};
@@ -107,7 +107,7 @@ impl Module {
 
     /// The present life; the first call begins one.
     pub(crate) fn life(&self) -> Result<Arc<Life>, HsmError> {
-        let mut state = self.state.lock();
+        let mut state = self.lock()?;
         match &state.life {
             Some(life) => Ok(life.clone()),
             None => self.initialise(&mut state),
@@ -118,7 +118,7 @@ impl Module {
     /// the calls in it; where they hang, the library is abandoned for a fresh
     /// copy. `patience` stretches the least interval between two lives.
     pub(crate) fn renew(&self, old: &Arc<Life>, patience: u32) -> Result<Arc<Life>, HsmError> {
-        let mut state = self.state.lock();
+        let mut state = self.lock()?;
         if let Some(life) = state.life.clone()
             && !Arc::ptr_eq(&life, old)
         {
@@ -133,7 +133,13 @@ impl Module {
 
     /// Ends the present life for good.
     pub(crate) fn finalise(&self) {
-        let mut state = self.state.lock();
+        let mut state = match self.lock() {
+            Ok(state) => state,
+            Err(error) => {
+                tracing::warn!(module = self.name, "not finalised: {error}");
+                return;
+            }
+        };
         for life in state.abandoned.drain(..).filter(|life| life.is_over()) {
             life.finalise();
         }
@@ -144,6 +150,12 @@ impl Module {
                 tracing::warn!(module = self.name, "not finalised: calls still hang in it");
             }
         }
+    }
+
+    /// INVARIANT: nobody waits for ever, whatever hangs while the state is held.
+    fn lock(&self) -> Result<MutexGuard<'_, State>, HsmError> {
+        let hangs = || HsmError::Unavailable(format!("module {}: its initialisation hangs", self.name));
+        self.state.try_lock_for(self.drain).ok_or_else(hangs)
     }
 
     fn end(&self, state: &mut State) -> Result<(), HsmError> {

@@ -19,16 +19,22 @@ const ROWS_PAGE: u32 = 500;
 /// Longest that one key waits for the store or the installation's cluster.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The rows of the resident keys of a custom key store, or of the default one,
-/// by the names of their objects. Whether one is genuine is seen when it is
-/// opened.
+/// The rows of the resident keys of a custom key store, or of the installation's
+/// cluster, by the names of their objects. Whether one is genuine is seen when it
+/// is opened.
 ///
 /// # Errors
 /// Where the store does not answer.
 pub async fn resident_rows(app: &App, key_store: Option<&str>) -> Result<BTreeMap<String, Row>> {
+    let key_stores = &app.key_stores;
+    // A Region may have HSMs of its own.
+    let is_here = |row: &Row| {
+        let cluster = key_stores.default_of(&row.id.region);
+        key_store.is_some() || cluster.is_some_and(|cluster| Arc::ptr_eq(cluster, key_stores.installation()))
+    };
     let is_in = |row: &Row| {
         let key: Option<Key> = serde_json::from_str(&row.body).ok();
-        key.is_some_and(|key| key.custom_key_store_id.as_deref() == key_store)
+        key.is_some_and(|key| key.custom_key_store_id.as_deref() == key_store) && is_here(row)
     };
     let keys: HashSet<String> =
         all_rows(app, Kind::Key).await?.into_iter().filter(is_in).map(|row| row.id.id).collect();

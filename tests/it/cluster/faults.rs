@@ -60,6 +60,28 @@ async fn members_that_all_hang_cost_a_caller_no_more_than_its_deadline() {
     cluster.shutdown().await;
 }
 
+/// Even its C_Initialize does not return: the daemon ends all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_that_hangs_keeps_the_end_no_longer_than_its_deadline() {
+    let hsms = Hsms::new(2);
+    let cluster = hsms.start(2, impatient(), RESIDENT);
+    all_serve(&cluster).await;
+    let key = cluster.generate(id(), Material::Generic(32), Use::Mac, soon()).await.unwrap().key;
+    hsms.tokens[1].set_rules("C_Initialize log\n* hang");
+    until(&cluster, &hsms.uri(1), MemberState::Lost).await;
+    let log = hsms.tokens[1].rules().with_extension("log");
+    crate::support::eventually("it is initialised anew", async || log.exists()).await;
+    // The other one goes on meanwhile.
+    cluster.mac(&key, Hash::Sha256, b"message", soon()).await.unwrap();
+    let end = async {
+        cluster.shutdown().await;
+        let modules = hsms.modules.clone();
+        tokio::task::spawn_blocking(move || modules.finalise()).await.unwrap();
+    };
+    tokio::time::timeout(Duration::from_secs(60), end).await.expect("the end hangs");
+    hsms.tokens[1].set_rules("");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_pin_is_tried_once_on_a_member_that_counts() {
     let hsms = Hsms::new(2);

@@ -1,5 +1,6 @@
 //! ConnectionErrorCode by what an HSM says.
 
+use strongroom::proto::hsm::ListTokensRequest;
 use strongroom::proto::kms::{
     ConnectionErrorCodeType as Code, ConnectionStateType as State, KeySpec, UpdateCustomKeyStoreRequest,
 };
@@ -76,6 +77,13 @@ async fn what_an_hsm_says_has_its_code_and_no_pin_is_tried_twice() {
     assert_eq!(owner.describe(&store).await.connection_state(), State::Connected);
     hsm.set_rules("");
     eventually("it is back", async || refusal().await.is_none()).await;
+
+    // It ends though an HSM hangs, with somebody who looks at it.
+    hsm.set_rules("* hang");
+    let request = ListTokensRequest { module: id("vault") };
+    let _looked_at = owner.client.call(request).await;
+    daemon.terminate().await;
+    hsm.set_rules("");
 }
 
 /// An object is made and the HSM says that it failed: the intent knows of it.
