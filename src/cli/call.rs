@@ -15,6 +15,7 @@ use tonic_types::StatusExt;
 
 use super::Failure;
 use super::connection::{Connection, reasons};
+use crate::api::grpc::REGION;
 
 /// The largest answer that is taken; a page of 50 events with large requests
 /// exceeds gRPC's usual 4 MiB.
@@ -126,7 +127,7 @@ pub async fn unary(
     message: DynamicMessage,
 ) -> Result<DynamicMessage, Failure> {
     let (mut grpc, path, codec) = prepared(connection, method).await?;
-    let mut request = Request::new(message);
+    let mut request = asked(connection, message);
     request.set_timeout(connection.timeout);
     let answer = in_time(connection, method, grpc.unary(request, path, codec)).await?;
     Ok(answer.into_inner())
@@ -142,8 +143,17 @@ pub async fn stream(
     message: DynamicMessage,
 ) -> Result<Streaming<DynamicMessage>, Failure> {
     let (mut grpc, path, codec) = prepared(connection, method).await?;
-    let answer = grpc.server_streaming(Request::new(message), path, codec);
+    let answer = grpc.server_streaming(asked(connection, message), path, codec);
     Ok(in_time(connection, method, answer).await?.into_inner())
+}
+
+/// A request to the Region that the person asks.
+fn asked(connection: &Connection, message: DynamicMessage) -> Request<DynamicMessage> {
+    let mut request = Request::new(message);
+    if let Some(region) = &connection.region {
+        request.metadata_mut().insert(REGION, region.clone());
+    }
+    request
 }
 
 /// The failure that a status tells of.

@@ -7,6 +7,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, value_parser};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use super::Failure;
@@ -26,6 +27,7 @@ const ENDPOINT: &str = "endpoint";
 const CA: &str = "ca";
 const CERT: &str = "cert";
 const KEY: &str = "key";
+const REGION: &str = "region";
 const TIMEOUT: &str = "timeout";
 
 /// A channel to the daemon.
@@ -35,6 +37,8 @@ pub struct Connection {
     pub channel: Channel,
     /// The longest wait for an answer.
     pub timeout: Duration,
+    /// The Region that is asked; none for the daemon's own.
+    pub region: Option<AsciiMetadataValue>,
 }
 
 /// The flags of a connection, for a command and those below it.
@@ -53,6 +57,7 @@ pub fn args() -> Vec<Arg> {
         arg(CA, Some(variable(CA)), "FILE", "The CA certificates that vouch for the daemon (PEM)"),
         arg(CERT, Some(variable(CERT)), "FILE", "Our client certificate and its chain (PEM)"),
         arg(KEY, Some(variable(KEY)), "FILE", "Our client certificate's private key (PEM)"),
+        arg(REGION, None, "NAME", "The Region that is asked [default: the daemon's own]"),
         arg(TIMEOUT, None, "SECONDS", "The longest wait for an answer")
             .default_value(DEFAULT_TIMEOUT_S)
             .value_parser(value_parser!(u64).range(1..=TIMEOUT_LIMIT_S)),
@@ -79,6 +84,7 @@ pub async fn connect(matches: &ArgMatches) -> Result<Connection, Failure> {
         )
     })?;
     let endpoint = endpoint(&url, matches)?;
+    let region = region(matches)?;
     let limit = Duration::from_secs(CONNECT_TIMEOUT_S);
     let channel = match tokio::time::timeout(limit, endpoint.connect()).await {
         Ok(Ok(channel)) => channel,
@@ -88,7 +94,7 @@ pub async fn connect(matches: &ArgMatches) -> Result<Connection, Failure> {
             return Err(Failure::Connection(unreachable(&url.text, &reason)));
         }
     };
-    Ok(Connection { channel, timeout: timeout(matches) })
+    Ok(Connection { channel, timeout: timeout(matches), region })
 }
 
 /// An error and what caused it, in one line.
@@ -183,6 +189,12 @@ fn pem(matches: &ArgMatches, name: &'static str) -> Result<Setting, Failure> {
         return Err(Failure::Settings(format!("{origin}: {path} has no PEM block of {expected}")));
     }
     Ok(Setting { text, origin: format!("{origin}: {path}") })
+}
+
+fn region(matches: &ArgMatches) -> Result<Option<AsciiMetadataValue>, Failure> {
+    let Some(name) = matches.get_one::<String>(&id(REGION)) else { return Ok(None) };
+    let wrong = |_| Failure::Settings(format!("--region: '{name}' is no Region's name"));
+    name.parse().map(Some).map_err(wrong)
 }
 
 fn timeout(matches: &ArgMatches) -> Duration {

@@ -111,6 +111,9 @@ async fn each_region_has_keys_of_its_own() {
     let message = refused(home.in_region("us-west-2").create(SYMMETRIC).await, "Validation");
     assert!(message.contains("us-west-2"), "{message}");
 
+    let listed = instance.cli(&["kms", "list-keys", "--region", WEST]);
+    assert!(String::from_utf8(listed.stdout).unwrap().contains(&there), "the command asks a Region too");
+
     let events = home.events().await;
     let regions = |name| named(&events, name).iter().map(|e| e["awsRegion"].as_str().unwrap()).collect();
     let of_create: Vec<&str> = regions("CreateKey");
@@ -502,6 +505,57 @@ async fn a_region_may_have_hsms_of_its_own() {
     let own = west.create(SYMMETRIC).await.unwrap();
     west.use_key(&own, SYMMETRIC).await.unwrap();
     assert_eq!(home.findings().await, Vec::<String>::new());
+    daemon.terminate().await;
+}
+
+/// Each restore moves use counts ahead by 2^24: after so many no use is left of
+/// the 2^27 that a multi-Region key's material has in a Region.
+const RESTORES: usize = 8;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spent_material_has_a_successor_in_every_region() {
+    let instance = house();
+    let daemon = instance.start().await;
+    let home = daemon.client().await;
+    let key = make(&home, SYMMETRIC).await;
+    home.call(replicate(&key, WEST)).await.unwrap();
+    let algorithm = AlgorithmSpec::RsaesOaepSha256;
+    let imported = home.create_external(multi_region(SYMMETRIC)).await.unwrap();
+    let parameters = home.parameters(&imported, algorithm).await.unwrap();
+    let encrypted = wrapped(algorithm, parameters.public_key(), &[0; KEK_BYTES], &[7; 32]);
+    home.call(import(&imported, &parameters, encrypted)).await.unwrap();
+    let blobs =
+        [home.encrypt(&key, b"before").await.unwrap(), home.encrypt(&imported, b"before").await.unwrap()];
+    let first = metadata(&home, &key).await.current_key_material_id;
+    daemon.terminate().await;
+    let config = instance.path("strongroom.toml");
+    for round in 0..RESTORES {
+        let copy = instance.beside(&format!("copy.{round}"));
+        for (name, flag, more) in [("backup", "--to", None), ("restore", "--from", Some("--force"))] {
+            let mut command = instance.command(&[name, "--config"]);
+            let done = command.arg(&config).arg(flag).arg(&copy).args(more).output().unwrap();
+            assert!(done.status.success(), "{done:?}");
+        }
+        instance.start().await.terminate().await;
+    }
+
+    let daemon = instance.start().await;
+    let Clients { home, west, .. } = Clients::of(daemon.client().await);
+    assert_eq!(metadata(&home, &key).await.current_key_material_id, first);
+    let after = west.encrypt(&key, b"after").await.unwrap();
+    let second = metadata(&west, &key).await.current_key_material_id;
+    assert_ne!(second, first);
+    assert_eq!(metadata(&home, &key).await.current_key_material_id, second);
+    assert_eq!(home.decrypt(&after).await.unwrap(), b"after");
+    // What nobody here can make a successor of only decrypts.
+    refused(home.encrypt(&imported, b"x").await, "KMSInvalidState");
+    for blob in &blobs {
+        assert_eq!(home.decrypt(blob).await.unwrap(), b"before");
+    }
+    let events = home.events().await;
+    let [rotated] = in_region(&events, "RotateKey", HOME)[..] else { panic!("no RotateKey") };
+    assert_eq!(rotated["serviceEventDetails"]["rotationType"], "AUTOMATIC");
+    assert_eq!(in_region(&events, "SynchronizeMultiRegionKey", WEST).len(), 1);
     daemon.terminate().await;
 }
 
