@@ -16,7 +16,7 @@ use crate::audit::rules::Rules;
 use crate::audit::stream::Tail;
 use crate::audit::trail::Trails;
 use crate::brakes::Brakes;
-use crate::config::Directory;
+use crate::config::{Directory, HistorySettings};
 use crate::hsm::ClusterIdentity;
 use crate::jobs::ClockGate;
 use crate::key_stores::KeyStores;
@@ -46,6 +46,8 @@ pub struct App {
     pub identity: ClusterIdentity,
     /// The index of events.
     pub history: Arc<History>,
+    /// How long it goes back.
+    pub history_settings: HistorySettings,
     /// What trails need while they run.
     pub trails: Trails,
     /// The newest events, for those who follow the log.

@@ -23,10 +23,12 @@ use futures::TryFutureExt as _;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 pub use attributes::{Attribute, Attributes, attributes, insights_of};
 use index::{Cursor, Index};
 
+use crate::app::App;
 use crate::store::{Position, Store, StoreError, StoredEvent};
 
 /// The index in the data folder.
@@ -38,6 +40,8 @@ const FEED_BATCH: u32 = 1_000;
 const FEED_PAUSE_MS: u64 = 100;
 /// The wait after the feed failed.
 const FEED_RETRY_MS: u64 = 1_000;
+/// How often what is too old is looked for.
+const TRIM_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long a lookup waits for the feed.
 const LOOKUP_WAIT_MS: u64 = 5_000;
 /// How long its query may take.
@@ -153,6 +157,52 @@ impl History {
         let mut events = self.shared.store.events_at(&positions).await?;
         events.retain(|event| attributes(&event.record).is_some_and(|found| lookup.fits(&found)));
         Ok(Page { events, next: found.last().copied().filter(|_| more) })
+    }
+}
+
+impl History {
+    /// Forgets the days before a time, and the oldest while the index uses more
+    /// bytes; a day of now stays. Lookups and the feed go on meanwhile.
+    ///
+    /// # Errors
+    /// When the index cannot be changed.
+    pub async fn trim(&self, before_ms: i64, now_ms: i64, bytes_max: Option<u64>) -> Result<(), StoreError> {
+        self.forget(before_ms).await?;
+        let Some(bytes_max) = bytes_max else { return Ok(()) };
+        loop {
+            let index = self.shared.index.load_full();
+            match blocking(move || index.extent()).await? {
+                (Some(oldest_end_ms), bytes) if bytes > bytes_max && oldest_end_ms <= now_ms => {
+                    self.forget(oldest_end_ms).await?;
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    async fn forget(&self, before_ms: i64) -> Result<(), StoreError> {
+        loop {
+            let index = self.shared.index.load_full();
+            if !blocking(move || index.forget(before_ms)).await? {
+                return Ok(());
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Keeps the history within its limits until it is stopped.
+pub async fn run(app: Arc<App>, stop: CancellationToken) {
+    loop {
+        let now_ms = app.clock.now_ms();
+        let before_ms = now_ms.saturating_sub(app.history_settings.retention_ms());
+        if let Err(error) = app.history.trim(before_ms, now_ms, app.history_settings.bytes_max).await {
+            tracing::warn!(%error, "what is too old stays in the history");
+        }
+        tokio::select! {
+            () = sleep(TRIM_INTERVAL) => (),
+            () = stop.cancelled() => return,
+        }
     }
 }
 

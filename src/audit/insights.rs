@@ -135,13 +135,16 @@ struct Work<'a> {
     file: &'a std::path::Path,
     cursor: crate::audit::follow::Cursor,
     saved_at: Instant,
+    /// What is counted again before this minute is on the record already.
+    quiet_until: u32,
 }
 
 impl Work<'_> {
     async fn begin<'a>(app: &'a App, file: &'a std::path::Path) -> Result<Work<'a>> {
-        let State { cursor, detector } = state::read(app, file).await?;
+        let State { cursor, detector, is_known } = state::read(app, file).await?;
         *app.insights.detector.lock() = detector;
-        Ok(Work { app, file, cursor, saved_at: Instant::now() })
+        let quiet_until = if is_known { 0 } else { app.insights.minute(app.clock.now_ms()) };
+        Ok(Work { app, file, cursor, saved_at: Instant::now(), quiet_until })
     }
 
     /// Counts what comes and judges what is over, until the log fails.
@@ -183,6 +186,9 @@ impl Work<'_> {
     async fn count(&self, events: &[StoredEvent]) -> Result<()> {
         for stored in events {
             let minute = self.app.insights.minute(stored.time_ms);
+            if minute + BASELINE < self.quiet_until {
+                continue;
+            }
             let Ok(seen) = serde_json::from_str::<Seen>(&stored.record) else { continue };
             if minute > 0 {
                 self.judge(minute - 1).await?;
@@ -197,6 +203,7 @@ impl Work<'_> {
 
     async fn judge(&self, over: u32) -> Result<()> {
         let found = self.app.insights.detector.lock().judge(over, self.app.insights.learning());
+        let found: Vec<_> = found.into_iter().filter(|finding| finding.minute >= self.quiet_until).collect();
         if found.is_empty() {
             return Ok(());
         }

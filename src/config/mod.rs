@@ -132,6 +132,7 @@ pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
         ("http.address", old.http.address != new.http.address),
         ("store", old.store != new.store),
         ("trail", old.trail != new.trail),
+        ("history", old.history != new.history),
         ("insights", old.insights != new.insights),
         ("hsm", old.hsm != new.hsm),
         ("modules", old.modules != new.modules),

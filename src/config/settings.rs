@@ -55,6 +55,9 @@ pub struct Config {
     /// How trails deliver.
     #[serde(default)]
     pub trail: TrailSettings,
+    /// What LookupEvents finds.
+    #[serde(default)]
+    pub history: HistorySettings,
     /// What is unusual.
     #[serde(default)]
     pub insights: InsightSettings,
@@ -358,6 +361,32 @@ impl Default for S3Settings {
             access_key_id: None,
             secret_access_key_file: None,
         }
+    }
+}
+
+/// `[history]`: what LookupEvents finds. The event log itself stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HistorySettings {
+    /// How long events are found. Default `"90d"`, as CloudTrail's.
+    #[serde(with = "values::interval")]
+    pub retention: Duration,
+    /// What the index may use of the disk; the oldest days go first, today's
+    /// never. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_max: Option<u64>,
+}
+
+impl HistorySettings {
+    /// `retention` in milliseconds.
+    pub fn retention_ms(&self) -> i64 {
+        i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+impl Default for HistorySettings {
+    fn default() -> Self {
+        HistorySettings { retention: Duration::from_secs(90 * 24 * 3600), bytes_max: None }
     }
 }
 

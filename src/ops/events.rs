@@ -40,6 +40,8 @@ impl Operation for LookupEvents {
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
         let (start_ms, end_ms) = range(request)?;
+        let kept_ms = call.now_ms.saturating_sub(call.app.history_settings.retention_ms());
+        let start_ms = start_ms.max(kept_ms);
         let attribute = request.lookup_attributes.first().map(attribute).transpose()?;
         let account = match request.event_category {
             Some(_) => insights_of(call.account()),

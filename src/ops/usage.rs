@@ -29,7 +29,8 @@ impl Operation for GetKeyLastUsage {
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
         let created_ms = key.held.value.created_ms;
-        let start_ms = created_ms.max(call.now_ms - TRACKED_DAYS * DAY_MS);
+        let tracked_ms = call.app.history_settings.retention_ms().min(TRACKED_DAYS * DAY_MS);
+        let start_ms = created_ms.max(call.now_ms - tracked_ms);
         let lookup = Lookup {
             account: key.held.id.account.clone(),
             region: key.held.id.region.clone(),

@@ -191,3 +191,32 @@ async fn an_index_of_events_that_a_restore_took_away_is_made_again() {
     assert_eq!(found(&history, all()).await, ["e-3", "e-1"]);
     close((store, history)).await;
 }
+
+#[tokio::test]
+async fn what_is_too_old_is_forgotten_by_whole_days() {
+    const DAY_MS: i64 = 86_400_000;
+    let folder = TempDir::new().unwrap();
+    let (store, history) = open(folder.path()).await;
+    for day in 0..10 {
+        let events = (0..20).map(|number| event(&format!("d{day}-{number}"), day * DAY_MS + 5_000)).collect();
+        append(&store, events).await;
+    }
+    let days = async || {
+        let page = history.lookup(&Lookup { limit: 500, ..all() }).await.unwrap();
+        let mut days: Vec<i64> = page.events.iter().map(|event| event.time_ms / DAY_MS).collect();
+        days.dedup();
+        days
+    };
+    assert_eq!(days().await, (0..10).rev().collect::<Vec<_>>());
+    history.trim(3 * DAY_MS + 1_000, 9 * DAY_MS, None).await.unwrap();
+    assert_eq!(days().await, (3..10).rev().collect::<Vec<_>>());
+    assert_eq!(found(&history, by(Attribute::EventId, "d2-0")).await, Vec::<String>::new());
+    assert_eq!(found(&history, by(Attribute::EventId, "d3-0")).await, ["d3-0"]);
+
+    // More bytes than there may be: only the day of now is left, and goes on.
+    history.trim(0, 9 * DAY_MS + 6_000, Some(1)).await.unwrap();
+    assert_eq!(days().await, [9]);
+    append(&store, vec![event("new-1", 9 * DAY_MS + 7_000)]).await;
+    assert_eq!(found(&history, by(Attribute::EventId, "new-1")).await, ["new-1"]);
+    close((store, history)).await;
+}

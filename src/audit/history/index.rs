@@ -122,6 +122,27 @@ impl Index {
         Ok(transaction.commit()?)
     }
 
+    /// Forgets days before a time, a part at a time; whether there may be more.
+    pub(super) fn forget(&self, before_ms: i64) -> Result<bool, IndexError> {
+        const FORGET: &str = "DELETE FROM block WHERE (day, term, second, position) IN
+            (SELECT day, term, second, position FROM block WHERE day < ?1 LIMIT 2000)";
+        let feed = self.feed.lock();
+        let feed = feed.as_ref().ok_or(IndexError::Closed)?;
+        Ok(feed.prepare_cached(FORGET)?.execute([day_of(second_of(before_ms))])? > 0)
+    }
+
+    /// The end of its oldest day, milliseconds since the epoch, and the bytes
+    /// that it uses of its file.
+    pub(super) fn extent(&self) -> Result<(Option<i64>, u64), IndexError> {
+        let lookups = self.lookups.lock();
+        let lookups = lookups.as_ref().ok_or(IndexError::Closed)?;
+        let oldest: Option<i64> = lookups.query_row("SELECT min(day) FROM block", [], |row| row.get(0))?;
+        let pragma = |name: &str| lookups.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let pages = pragma("page_count")?.saturating_sub(pragma("freelist_count")?);
+        let bytes = pages.saturating_mul(pragma("page_size")?).unsigned_abs();
+        Ok((oldest.map(|day| (day + 1) * DAY_SECONDS * SECOND_MS), bytes))
+    }
+
     /// The newest entries that fit, newest first, one more than the limit where
     /// there are more.
     pub(super) fn find(&self, lookup: &Lookup) -> Result<Vec<PageCursor>, IndexError> {

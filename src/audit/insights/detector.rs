@@ -79,6 +79,9 @@ impl Detector {
         // After a long time away only the last day is looked at.
         let from = (self.judged + 1).max(since).max(until.saturating_sub(DAY));
         let mut findings = Vec::new();
+        if from > until {
+            return findings;
+        }
         for minute in from..=until {
             let learned = minute >= since + learning;
             for (subject, series) in &mut self.series {

@@ -19,6 +19,13 @@ pub struct State {
     pub cursor: Cursor,
     /// The counts.
     pub detector: Detector,
+    /// Whether they are as they were written down; else they are counted again.
+    #[serde(default = "yes")]
+    pub is_known: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Serialize)]

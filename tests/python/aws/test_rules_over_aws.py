@@ -337,3 +337,14 @@ def test_patterns_match_what_another_implementation_matches():
         compared, matched = compared + len(events), matched + len(found)
     assert compared // 50 < matched < compared, (seed, matched)
 
+
+def test_cloudwatch_filters_are_tried_likewise():
+    records = [{"eventName": "Decrypt", "errorCode": "AccessDenied"}, {"eventName": "Decrypt"}, {"eventName": "Sign"}]
+    said = subprocess.run(
+        [os.environ["TEST_STRONGROOM"], "events", "match"]
+        + ["--filter-pattern", '{ $.eventName = "De*" && $.errorCode NOT EXISTS }'],
+        input="".join(json.dumps(record) + "\n" for record in records),
+        capture_output=True,
+        text=True,
+    )
+    assert (said.returncode, [json.loads(line) for line in said.stdout.splitlines()]) == (0, [records[1]])
