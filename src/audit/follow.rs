@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::app::App;
+use crate::audit::trail::service_event;
 use crate::error::{Error, Result};
 use crate::registry::{Draft, Held, Stored, from_store};
 use crate::store::{Commit, Kind, Position, RowId, Store, StoredEvent};
@@ -195,8 +197,13 @@ impl Follower {
             None => Draft::insert(self.id.clone(), &value)?,
         };
         let changes = self.app.registry.seal(&[draft], Instant::now() + SAVE_TIMEOUT).await?;
-        // No event: it would have to be read, and that would move the place.
-        self.app.store.commit(Commit { changes, events: Vec::new() }).await.map_err(from_store)?;
+        // Later places have no event: it would have to be read, and that would
+        // move the place.
+        let events = match &self.saved {
+            Some(_) => Vec::new(),
+            None => vec![service_event(&self.app, "StartLogReader", json!({ "reader": self.id.id }))?],
+        };
+        self.app.store.commit(Commit { changes, events }).await.map_err(from_store)?;
         let version = self.saved.as_ref().map_or(1, |held| held.version + 1);
         self.saved = Some(Held { id: self.id.clone(), version, value });
         self.saved_at = Instant::now();

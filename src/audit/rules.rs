@@ -27,6 +27,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -35,8 +36,11 @@ pub use envelope::{envelope, event_of};
 
 use crate::app::App;
 use crate::audit::pattern::Pattern;
+use crate::audit::trail::service_event;
 use crate::config::{RuleSettings, TargetSettings};
-use crate::store::Kind;
+use crate::error::Result;
+use crate::registry::from_store;
+use crate::store::{Change, Commit, Kind, Row};
 
 /// The bookmarks of targets begin so.
 const BOOKMARK: &str = "target/";
@@ -128,10 +132,15 @@ async fn forget_others(app: &App, rules: &RuleSet) {
         .into_iter()
         .filter(|row| row.id.id.strip_prefix(BOOKMARK).is_some_and(|name| !rules.targets.contains_key(name)));
     for row in gone {
-        let delete = crate::store::Change::Delete { id: row.id.clone(), expected: row.version };
-        let commit = crate::store::Commit { changes: vec![delete], events: Vec::new() };
-        if let Err(error) = app.store.commit(commit).await {
+        if let Err(error) = forget(app, &row).await {
             tracing::warn!(row = %row.id, %error, "the place of a target that is no more stays");
         }
     }
+}
+
+async fn forget(app: &App, row: &Row) -> Result<()> {
+    let event = service_event(app, "StopLogReader", json!({ "reader": row.id.id }))?;
+    let delete = Change::Delete { id: row.id.clone(), expected: row.version };
+    let commit = Commit { changes: vec![delete], events: vec![event] };
+    app.store.commit(commit).await.map(drop).map_err(from_store)
 }

@@ -26,5 +26,5 @@ mod worker;
 
 pub use rows::{Delivery, DigestKey, Logging, Pause, Trail};
 pub use selector::{InsightSelector, InsightType};
-pub use status::{Status, Trails};
+pub use status::{Status, Trails, service_event};
 pub use worker::run;

@@ -78,7 +78,10 @@ impl Trails {
 }
 
 /// An event of CloudTrail's own, in the account that runs the installation.
-pub(super) fn service_event(app: &App, name: &'static str, details: Value) -> Result<NewEvent> {
+///
+/// # Errors
+/// KMSInternalException for a time that no calendar has.
+pub fn service_event(app: &App, name: &'static str, details: Value) -> Result<NewEvent> {
     let context = Context {
         source: Service::CloudTrail.event_source(),
         name,

@@ -258,6 +258,12 @@ webhook = { url = "http://127.0.0.1:PORT/good" }
     back = Same()
     keys = lambda: {json.loads(body)["data"]["responseElements"]["keyMetadata"]["keyId"] for _, _, body in back.got}
     until(lambda: keys() == set(made), "every event came")
+    assert "no findings" in daemon.strongroom("events", "verify").lower(), "their places are on the record"
+    # A target that is no more has none.
+    file.write_text(file.read_text().split("[rules.")[0])
+    reload(daemon)
+    until(lambda: '"StopLogReader"' in daemon.strongroom("events", "lookup", "-o", "json"), "it is forgotten")
+    assert "no findings" in daemon.strongroom("events", "verify").lower()
     daemon.stop()
     back.stop()
 
