@@ -100,7 +100,7 @@ impl std::str::FromStr for Pattern {
         let Value::Object(fields) = value else {
             return Err(PatternError::at(&[], "must be an object"));
         };
-        let alternatives = read(&fields, &[])?.iter().map(|leaves| tree(leaves)).collect::<Result<_, _>>()?;
+        let alternatives = read(&fields, &[])?.iter().map(tree).collect::<Result<_, _>>()?;
         Ok(Pattern { alternatives })
     }
 }

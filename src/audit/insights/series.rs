@@ -201,7 +201,7 @@ impl Series {
             for (at, count) in self.between(from, to).filter(|(at, _)| !self.was_unusual(*at)) {
                 sum += u64::from(count);
                 window.push_back((at, count));
-                while let Some((_, gone)) = window.pop_front_if(|(first, _)| *first + WINDOW <= at) {
+                while let Some((_, gone)) = pop_if(&mut window, |(first, _)| *first + WINDOW <= at) {
                     sum -= u64::from(gone);
                 }
                 most = most.max(sum);
@@ -274,7 +274,7 @@ impl Series {
 
     /// Minutes that are no longer judged count as usual.
     fn settle(&mut self, minute: u32) {
-        while let Some((_, attributes)) = self.recent.pop_front_if(|(at, _)| *at + WINDOW <= minute) {
+        while let Some((_, attributes)) = pop_if(&mut self.recent, |(at, _)| *at + WINDOW <= minute) {
             if self.anomaly.is_none() {
                 self.usual.add(&attributes);
             }
@@ -287,8 +287,13 @@ impl Series {
 
     fn forget(&mut self, minute: u32) {
         let first = minute.saturating_sub(BASELINE + AROUND);
-        while self.minutes.pop_front_if(|(at, _)| *at < first).is_some() {}
-        while self.unusual.pop_front_if(|(_, to)| *to < first).is_some() {}
-        while self.gaps.pop_front_if(|(at, _)| *at < first).is_some() {}
+        while pop_if(&mut self.minutes, |(at, _)| *at < first).is_some() {}
+        while pop_if(&mut self.unusual, |(_, to)| *to < first).is_some() {}
+        while pop_if(&mut self.gaps, |(at, _)| *at < first).is_some() {}
     }
+}
+
+/// Takes the first, if it is such a one.
+fn pop_if<T>(queue: &mut VecDeque<T>, wanted: impl FnOnce(&T) -> bool) -> Option<T> {
+    if queue.front().is_some_and(wanted) { queue.pop_front() } else { None }
 }

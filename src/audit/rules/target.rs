@@ -53,9 +53,9 @@ pub enum Outcome {
 /// Where events go.
 pub enum Target {
     /// EventBridge.
-    EventBus(EventBus),
+    EventBus(Box<EventBus>),
     /// CloudWatch Logs.
-    LogStream(LogStream),
+    LogStream(Box<LogStream>),
     /// CloudEvents over HTTP.
     Webhook(Webhook),
     /// A file of this host.
@@ -70,9 +70,11 @@ impl Target {
     pub fn open(app: &App, settings: &TargetSettings) -> Result<Target, String> {
         let region = app.region.to_string();
         match settings {
-            TargetSettings { event_bus: Some(bus), .. } => EventBus::open(bus, region).map(Target::EventBus),
+            TargetSettings { event_bus: Some(bus), .. } => {
+                EventBus::open(bus, region).map(Box::new).map(Target::EventBus)
+            }
             TargetSettings { log_stream: Some(stream), .. } => {
-                LogStream::open(stream, region).map(Target::LogStream)
+                LogStream::open(stream, region).map(Box::new).map(Target::LogStream)
             }
             TargetSettings { webhook: Some(hook), .. } => Webhook::open(hook).map(Target::Webhook),
             TargetSettings { file: Some(file), .. } => Ok(Target::File(LocalFile::new(file))),
