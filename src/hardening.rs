@@ -6,10 +6,10 @@
 //! allocates by itself and is not zeroed by [`ALLOCATOR`], and neither are
 //! stacks and registers.
 
-use std::alloc::System;
 use std::fmt;
 use std::io;
 
+use mimalloc::MiMalloc;
 use rustix::fs::Mode;
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{
@@ -19,11 +19,11 @@ use rustix::thread::{CapabilitySet, capabilities};
 use zeroizing_alloc::ZeroAlloc;
 
 /// The type of [`ALLOCATOR`].
-pub type Allocator = ZeroAlloc<System>;
+pub type Allocator = ZeroAlloc<MiMalloc>;
 
 /// The allocator of the daemon, for its `#[global_allocator]`: zeroes memory
 /// before it is freed, and when it is moved to grow.
-pub const ALLOCATOR: Allocator = ZeroAlloc(System);
+pub const ALLOCATOR: Allocator = ZeroAlloc(MiMalloc);
 
 /// What [`harden`] could do.
 #[derive(Debug)]
@@ -116,7 +116,7 @@ fn lock_memory() -> MemoryLock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::alloc::{GlobalAlloc, Layout};
+    use std::alloc::{GlobalAlloc, Layout, System};
     use std::process::Command;
     use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -154,7 +154,7 @@ impl Follower {
             let own = self.end.borrow_and_update().writer;
             for writer in &self.writers {
                 let after = self.cursor.of(*writer);
-                let events = self.app.store.events(after, READ_EVENTS).await.map_err(from_store)?;
+                let events = self.app.store.follow(after, READ_EVENTS).await.map_err(from_store)?;
                 if !events.is_empty() {
                     return Ok(events);
                 }

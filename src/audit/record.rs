@@ -14,6 +14,8 @@ use crate::store::NewEvent;
 /// eventVersion.
 pub const EVENT_VERSION: &str = "1.11";
 const ERROR_TEXT_BYTES_MAX: usize = 1024;
+/// The usual record is shorter: its text is written without growing.
+const USUAL_BYTES: usize = 2048;
 /// userIdentity.type of a service.
 const SERVICE: &str = "AWSService";
 /// Who did what the service did by itself.
@@ -300,11 +302,10 @@ impl Record {
 
     /// The event for the store.
     pub fn event(&self) -> serde_json::Result<NewEvent> {
-        Ok(NewEvent {
-            id: self.event_id.clone(),
-            time_ms: self.event_time,
-            record: serde_json::to_string(self)?,
-        })
+        let mut record = Vec::with_capacity(USUAL_BYTES);
+        serde_json::to_writer(&mut record, self)?;
+        let record = String::from_utf8(record).map_err(serde::ser::Error::custom)?;
+        Ok(NewEvent { id: self.event_id.clone(), time_ms: self.event_time, record })
     }
 }
 

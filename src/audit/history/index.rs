@@ -112,10 +112,11 @@ impl Index {
         let blocks = blocks(events);
         let mut feed = self.feed.lock();
         let transaction = feed.as_mut().ok_or(IndexError::Closed)?.transaction()?;
+        let mut insert = transaction.prepare_cached(BLOCK)?;
         for ((day, term, second), block) in blocks {
-            let values = params![day, term, second, block.position, block.entries];
-            transaction.prepare_cached(BLOCK)?.execute(values)?;
+            insert.execute(params![day, term, second, block.position, block.entries])?;
         }
+        drop(insert);
         let Cursor { position: Position { writer, sequence }, hash } = cursor;
         let sequence = i64::try_from(sequence).unwrap_or(i64::MAX);
         transaction.prepare_cached(CURSOR)?.execute(params![writer, sequence, hash])?;
