@@ -43,6 +43,8 @@ const FIXTURE_NAMES: u64 = 1_000;
 const LOOKUPS: u64 = 200;
 /// Longest that the history may take to read one event of the fixture.
 const FEED_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Longest that the last event may take to its subscriber.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Clients that call while subscribers listen.
 const CALLERS: usize = 64;
 
@@ -225,7 +227,10 @@ async fn followed(bench: &Bench, subscribers: usize, report: &mut Report) -> any
     let callers = daemon.channels.iter().map(|channel| paced(channel.clone(), &work, pause, time, &arrivals));
     futures::future::try_join_all(callers).await?;
     // The last ones may still be under way.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let waited = Instant::now();
+    while !arrivals.are_complete() && waited.elapsed() < ARRIVAL_TIMEOUT {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let delays = arrivals.delays()?;
     anyhow::ensure!(!delays.is_empty(), "no event came to the subscriber");
     let ms = |quantile| delays.value_at_quantile(quantile) as f64 / 1000.0;
@@ -247,6 +252,11 @@ struct Arrivals {
 }
 
 impl Arrivals {
+    fn are_complete(&self) -> bool {
+        let events = self.events.lock();
+        self.answers.lock().keys().all(|id| events.contains_key(id))
+    }
+
     /// Microseconds; 0 where the event came first.
     fn delays(&self) -> anyhow::Result<Histogram<u64>> {
         let mut delays = load::histogram()?;

@@ -182,9 +182,10 @@ async fn all<C: Client>(
     Ok(outcome)
 }
 
+/// At least one call, however short the time.
 async fn one(client: impl Client, number: u64, end: Instant, record: Arc<Mutex<Outcome>>) {
     let mut random = Random::new(number);
-    while Instant::now() < end {
+    loop {
         let began = Instant::now();
         match client.call(random.next()).await {
             Ok(()) => record.lock().succeeded(began.elapsed()),
@@ -192,6 +193,9 @@ async fn one(client: impl Client, number: u64, end: Instant, record: Arc<Mutex<O
                 record.lock().failed(&status);
                 tokio::time::sleep(BACK_OFF).await;
             }
+        }
+        if Instant::now() >= end {
+            return;
         }
     }
 }
