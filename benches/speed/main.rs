@@ -50,6 +50,15 @@ struct Args {
     /// Only so many clients.
     #[arg(long)]
     clients: Vec<usize>,
+    /// Only so many keys in the store.
+    #[arg(long)]
+    keys: Vec<usize>,
+    /// Only so many keys in the token.
+    #[arg(long)]
+    resident: Vec<usize>,
+    /// Only so many events in the log.
+    #[arg(long)]
+    events: Vec<u64>,
     /// Turns of each side.
     #[arg(long)]
     rounds: Option<usize>,
@@ -95,7 +104,7 @@ fn main() -> anyhow::Result<()> {
         (false, true) => Plan::full(),
         (false, false) => Plan::usual(),
     };
-    plan.choose(&args.only, &args.operation, &args.clients, args.rounds, args.turn_ms);
+    plan.choose(&args);
     let bench = Bench::new(plan, &args.out, args.against)?;
     let token = bench.token()?;
     runtime()?.block_on(bench.run(&token))

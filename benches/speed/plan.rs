@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum as _;
 use tempfile::TempDir;
 
+use crate::Args;
 use crate::process::{Instance, Process};
 use crate::raw::Token;
 use crate::report::Report;
@@ -102,23 +103,20 @@ impl Plan {
     }
 
     /// Leaves only what was asked for.
-    pub fn choose(
-        &mut self,
-        only: &[Scenario],
-        operations: &[String],
-        clients: &[usize],
-        rounds: Option<usize>,
-        turn_ms: Option<u64>,
-    ) {
-        if !only.is_empty() {
-            self.scenarios = only.to_vec();
+    pub fn choose(&mut self, args: &Args) {
+        fn only<T: Clone>(all: &mut Vec<T>, wanted: &[T]) {
+            if !wanted.is_empty() {
+                *all = wanted.to_vec();
+            }
         }
-        if !clients.is_empty() {
-            self.clients = clients.to_vec();
-        }
-        self.operations = operations.to_vec();
-        self.rounds = rounds.unwrap_or(self.rounds);
-        self.turn = turn_ms.map_or(self.turn, Duration::from_millis);
+        only(&mut self.scenarios, &args.only);
+        only(&mut self.operations, &args.operation);
+        only(&mut self.clients, &args.clients);
+        only(&mut self.keys, &args.keys);
+        only(&mut self.resident, &args.resident);
+        only(&mut self.events, &args.events);
+        self.rounds = args.rounds.unwrap_or(self.rounds);
+        self.turn = args.turn_ms.map_or(self.turn, Duration::from_millis);
     }
 }
 
