@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+use super::attempts::Attempts;
 use super::import::{self, Imported, Native, Order, Unwrapped, Wrapping};
 use super::member::{Member, Parts, Step};
 use super::meters::Function;
@@ -27,9 +28,6 @@ use super::{keys, mechanism};
 
 /// Most that [`Cluster::random`] gives at once, as KMS.
 const RANDOM_BYTES_MAX: usize = 1024;
-
-/// How much longer a call that makes a key waits for one member.
-const LANE_PATIENCE: u64 = 10;
 
 /// Members that serve the same keys.
 ///
@@ -187,6 +185,11 @@ impl Cluster {
     /// What makes a token a member of this cluster, and the daemon's own keys.
     pub fn identity(&self) -> &ClusterIdentity {
         &self.identity
+    }
+
+    /// How long a call waits for one member before another is asked.
+    pub(super) fn failover_timeout_ms(&self) -> u64 {
+        self.settings.failover_timeout_ms
     }
 
     /// How it keeps its keys.
@@ -513,66 +516,6 @@ impl Cluster {
                 HsmError::Unavailable(reasons.join("; "))
             }
         }
-    }
-}
-
-/// The attempts at one call, each on another member.
-struct Attempts<'a> {
-    cluster: &'a Cluster,
-    patience: Duration,
-    capability: Option<Capability>,
-    key: Option<&'a KeyRef>,
-    deadline: Instant,
-    tried: Vec<Arc<Member>>,
-    last: Option<HsmError>,
-}
-
-impl<'a> Attempts<'a> {
-    fn new(
-        cluster: &'a Cluster,
-        function: Function,
-        capability: Option<Capability>,
-        key: Option<&'a KeyRef>,
-        deadline: Instant,
-    ) -> Self {
-        let longer = if function.takes_lane() { LANE_PATIENCE } else { 1 };
-        let patience = Duration::from_millis(cluster.settings.failover_timeout_ms.saturating_mul(longer));
-        Attempts { cluster, patience, capability, key, deadline, tried: Vec::new(), last: None }
-    }
-
-    /// The next member, and until when it is waited for: to the end where there
-    /// is no other.
-    async fn next(&mut self) -> Result<(Arc<Member>, Instant), HsmError> {
-        match self.cluster.pick(self.capability, self.key, &self.tried, self.deadline).await {
-            Ok((member, 0)) => Ok((member, self.deadline)),
-            Ok((member, _)) => Ok((member, self.deadline.min(Instant::now() + self.patience))),
-            Err(error) => Err(self.last.take().unwrap_or(error)),
-        }
-    }
-
-    /// The call's result, unless another member might do better.
-    fn settle<T>(
-        &mut self,
-        member: Arc<Member>,
-        until: Instant,
-        result: Result<T, HsmError>,
-    ) -> Option<Result<T, HsmError>> {
-        let error = match result {
-            Err(HsmError::Deadline) if until < self.deadline => {
-                member.mark_slow();
-                HsmError::Deadline
-            }
-            Err(
-                error @ (HsmError::Unavailable(_)
-                | HsmError::Busy
-                | HsmError::Missing(_)
-                | HsmError::Device(_)),
-            ) => error,
-            other => return Some(other),
-        };
-        self.tried.push(member);
-        self.last = Some(error);
-        None
     }
 }
 

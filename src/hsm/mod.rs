@@ -6,6 +6,7 @@
 //! says whose fault a failure is.
 
 mod attachment;
+mod attempts;
 pub mod backup;
 mod cache;
 mod ceremony;

@@ -22,6 +22,15 @@ const SERVING: MemberState = MemberState::Serving;
 /// Answers that each state of affairs lasts for.
 const ANSWERS: u64 = 300;
 
+/// How long a test waits for HSMs; what it measures a soak measures with the
+/// product's own settings.
+const HASTE: [(&str, &str); 4] = [
+    ("CALL_TIMEOUT_MS", "3000"),
+    ("FAILOVER_TIMEOUT_MS", "500"),
+    ("PROBE_INTERVAL_MS", "200"),
+    ("REINITIALIZE_INTERVAL_MS", "500"),
+];
+
 /// What happens to an HSM.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
@@ -139,6 +148,7 @@ fn check(tally: &Tally) {
 async fn clients_do_not_notice_that_a_folder_is_taken_away() {
     let mut instance = dev_members::instance("3");
     instance.unset("STRONGROOM_LIMITS__REQUEST_TIMEOUT_MS");
+    instance.hurry(&HASTE);
     let daemon = instance.start().await;
     let client = daemon.client().await;
     dev_members::serving(&client, 3).await;
@@ -171,9 +181,7 @@ async fn clients_do_not_notice_that_a_folder_is_taken_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_do_not_notice_what_happens_to_an_hsm() {
     let (mut instance, mut hsms) = house::instance(hsms).await;
-    // A hung call is given up sooner than in the product.
-    instance.set("STRONGROOM_HSM__CALL_TIMEOUT_MS", "3000");
-    instance.set("STRONGROOM_HSM__FAILOVER_TIMEOUT_MS", "500");
+    instance.hurry(&HASTE);
     let daemon = instance.start().await;
     let owner = Owner::of(&instance, &daemon).await;
     let spare = hsms.pop().unwrap();

@@ -62,10 +62,18 @@ pub fn named<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
     events.iter().filter(|event| event["eventName"] == name).collect()
 }
 
+/// `make soak` says how often.
+const SOAK_ROUNDS: &str = "STRONGROOM_SOAK_ROUNDS";
+
 /// How often a test with chance in it runs: `make soak` asks for more than the
 /// test itself.
 pub fn rounds(default: u64) -> u64 {
-    std::env::var("STRONGROOM_SOAK_ROUNDS").map_or(default, |rounds| rounds.parse().unwrap())
+    std::env::var(SOAK_ROUNDS).map_or(default, |rounds| rounds.parse().unwrap())
+}
+
+/// Whether it is a soak, which has the time to wait as long as the product does.
+pub fn soaks() -> bool {
+    std::env::var_os(SOAK_ROUNDS).is_some()
 }
 
 /// The folder of an instance: DIR and what its processes print, gone at the end.
@@ -115,6 +123,17 @@ impl Instance {
     /// An argument of `strongroom dev` from now on.
     pub fn argue(&mut self, argument: &str) {
         self.arguments.push(argument.to_owned());
+    }
+
+    /// Waits for HSMs as the product does where it is a soak, and else less long.
+    pub fn hurry(&mut self, settings: &[(&str, &str)]) {
+        for (name, value) in settings {
+            let name = format!("STRONGROOM_HSM__{name}");
+            match soaks() {
+                true => self.unset(&name),
+                false => self.set(&name, *value),
+            }
+        }
     }
 
     /// Takes it back.
