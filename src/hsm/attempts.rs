@@ -14,6 +14,14 @@ use super::{Capability, HsmError, KeyRef};
 /// How much longer a call that makes a key waits for one member.
 const LANE_PATIENCE: u64 = 10;
 
+impl Cluster {
+    /// How long a call of this kind waits for one member while there are others.
+    pub(super) fn patience(&self, function: Function) -> Duration {
+        let longer = if function.takes_lane() { LANE_PATIENCE } else { 1 };
+        Duration::from_millis(self.failover_timeout_ms().saturating_mul(longer))
+    }
+}
+
 /// The attempts at one call, each on another member.
 pub(super) struct Attempts<'a> {
     cluster: &'a Cluster,
@@ -34,8 +42,7 @@ impl<'a> Attempts<'a> {
         key: Option<&'a KeyRef>,
         deadline: Instant,
     ) -> Self {
-        let longer = if function.takes_lane() { LANE_PATIENCE } else { 1 };
-        let patience = Duration::from_millis(cluster.failover_timeout_ms().saturating_mul(longer));
+        let patience = cluster.patience(function);
         Attempts { cluster, patience, capability, key, deadline, tried: Vec::new(), last: None }
     }
 

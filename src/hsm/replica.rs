@@ -6,8 +6,9 @@
 //! was away, was wiped or lost the object gets it again when it next needs it.
 
 use cryptoki_sys::{CKA_ID, CKO_PRIVATE_KEY, CKO_SECRET_KEY};
-use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ckr::Failure;
@@ -197,15 +198,8 @@ impl Cluster {
         });
         let (blob, public_key, proof) = self.anywhere(Function::Generate, capability, deadline, step).await?;
         let key = KeyRef { id, material, usage, home: Home::Resident { blob: Some(blob.into()) } };
-        let members = self.attached();
-        let installs =
-            join_all(members.iter().map(|member| install_on(member, &key, Some(&proof), deadline))).await;
-        let failed: Vec<String> = installs
-            .iter()
-            .zip(&members)
-            .filter_map(|(result, member)| Some(format!("{}: {}", member.uri(), result.as_ref().err()?)))
-            .collect();
-        let (copies, required) = (members.len() - failed.len(), self.required_copies());
+        let (members, required) = (self.attached(), self.required_copies());
+        let (copies, failed) = self.install_on_all(&members, &key, &proof, required, deadline).await;
         if copies >= required {
             return Ok(Made { key, public_key });
         }
@@ -217,6 +211,50 @@ impl Cluster {
             self.all().len(),
             failed.join("; ")
         )))
+    }
+
+    /// Brings a key to members: on how many it is, and why not on others. Once
+    /// enough have it, one that is known not to answer in time is not waited for:
+    /// it gets the key when it is asked for it.
+    async fn install_on_all(
+        &self,
+        members: &[Arc<Member>],
+        key: &KeyRef,
+        proof: &Proof,
+        required: usize,
+        deadline: Instant,
+    ) -> (usize, Vec<String>) {
+        let install = |member: &Arc<Member>| {
+            let member = member.clone();
+            async move { (install_on(&member, key, Some(proof), deadline).await, member) }
+        };
+        let mut installs: FuturesUnordered<_> = members.iter().map(install).collect();
+        let mut waited_for: Vec<&Arc<Member>> = members.iter().collect();
+        let (mut copies, mut failed, mut until) = (0, Vec::new(), deadline);
+        let slice = Duration::from_millis(self.failover_timeout_ms());
+        while copies < required || !waited_for.iter().all(|member| member.is_slow()) {
+            let next = tokio::time::timeout_at(until.min(Instant::now() + slice), installs.next());
+            match next.await {
+                Ok(Some((result, member))) => {
+                    waited_for.retain(|other| !Arc::ptr_eq(other, &member));
+                    match result {
+                        Ok(()) => copies += 1,
+                        Err(error) => failed.push(format!("{}: {error}", member.uri())),
+                    }
+                    if copies == required {
+                        until = until.min(Instant::now() + self.patience(Function::Install));
+                    }
+                }
+                Ok(None) => break,
+                Err(_) if Instant::now() >= until => break,
+                Err(_) => {}
+            }
+        }
+        for member in waited_for {
+            member.mark_slow();
+            failed.push(format!("{}: it does not answer in time", member.uri()));
+        }
+        (copies, failed)
     }
 
     /// Whether a key may be made that no other member can be given.

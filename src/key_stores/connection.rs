@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::password;
-use super::residents::OfKeyStore;
+use super::residents;
 use super::rows::{self, KeyStore, RegisteredCluster};
 use crate::app::App;
 use crate::error::Result;
@@ -247,7 +247,7 @@ async fn start(app: &Arc<App>, held: &Held<KeyStore>) -> Result<Arc<Cluster>, Fa
         let settings = MemberSettings { module: member.module, token: member.token, pin: String::new() };
         (settings, pin.clone())
     });
-    let residents = OfKeyStore::new(app, &held.id.region, &held.id.id);
+    let residents = residents::of_key_store(app, &held.id.region, &held.id.id);
     let unreachable = |error: HsmError| Failed(Code::NetworkErrors, error.to_string());
     let cluster = app.key_stores.start(members.collect(), identity, rules, residents).map_err(unreachable)?;
     for out in &maintenance {

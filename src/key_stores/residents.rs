@@ -71,20 +71,19 @@ pub fn expected(held: &Held<BackingKey>) -> Result<Expected> {
     Ok(Expected { key, public_key: held.value.public_key.as_ref().map(|key| key.0.to_vec()) })
 }
 
-/// The keys of a custom key store.
-pub struct OfKeyStore {
+/// The keys of a custom key store. The daemon holds the clusters, so it is not
+/// held by what they have.
+pub fn of_key_store(app: &Arc<App>, region: &str, id: &str) -> Arc<dyn Residents> {
+    Arc::new(OfKeyStore { app: Arc::downgrade(app), region: region.to_owned(), id: id.to_owned() })
+}
+
+struct OfKeyStore {
     app: Weak<App>,
     region: String,
     id: String,
 }
 
 impl OfKeyStore {
-    /// Those of the key store with this id. The daemon holds the clusters, so it
-    /// is not held by what they have.
-    pub fn new(app: &Arc<App>, region: &str, id: &str) -> Arc<dyn Residents> {
-        Arc::new(OfKeyStore { app: Arc::downgrade(app), region: region.to_owned(), id: id.to_owned() })
-    }
-
     fn app(&self) -> Result<Arc<App>, String> {
         self.app.upgrade().ok_or_else(|| "the daemon is stopping".to_owned())
     }
