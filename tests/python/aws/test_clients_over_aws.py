@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import aws_encryption_sdk
+import pytest
 from aws_cryptographic_material_providers.mpl import AwsCryptographicMaterialProviders
 from aws_cryptographic_material_providers.mpl.config import MaterialProvidersConfig
 from aws_cryptographic_material_providers.mpl.models import CreateAwsKmsKeyringInput
@@ -17,6 +18,10 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from eth_account import Account
 from eth_account._utils.legacy_transactions import encode_transaction, serializable_unsigned_transaction_from_dict
 from eth_keys import keys as ethereum
+from s3_encryption import S3EncryptionClient, S3EncryptionClientConfig
+from s3_encryption.materials.kms_keyring import KmsKeyring
+
+from daemons import Moto
 
 COMMAND_TIMEOUT_S = 120
 ROOT = Path(__file__).resolve().parents[3]
@@ -103,6 +108,28 @@ def test_the_encryption_sdk_with_caching(aws):
     sdk = EncryptionSDKClient()
     sealed = [sdk.encrypt(source=b"%d" % n, materials_manager=manager)[0] for n in range(4)]
     assert [sdk.decrypt(source=each, materials_manager=manager)[0] for each in sealed] == [b"0", b"1", b"2", b"3"]
+
+
+def test_an_object_that_is_encrypted_before_it_is_in_s3(client, aws, unique):
+    """AWS's S3 encryption client with a multi-Region key: put in one Region, read in another."""
+    key = aws.create_key(MultiRegion=True)["KeyMetadata"]["Arn"]
+    aws.replicate_key(KeyId=key, ReplicaRegion="eu-west-1")
+    moto = Moto()
+    try:
+        plain = moto.client("s3")
+        plain.create_bucket(Bucket=unique)
+        of = lambda kms, id_: S3EncryptionClient(moto.client("s3"), S3EncryptionClientConfig(KmsKeyring(kms, id_)))
+        body, context = os.urandom(100_000), {"tenant": "one"}
+        of(aws, key).put_object(Bucket=unique, Key="a", Body=body, EncryptionContext=context)
+        stored = plain.get_object(Bucket=unique, Key="a")
+        assert body not in stored["Body"].read()
+        west = of(client("kms", region_name="eu-west-1"), key.replace("us-east-1", "eu-west-1"))
+        read = west.get_object(Bucket=unique, Key="a", EncryptionContext=context)["Body"].read()
+        assert read == body
+        with pytest.raises(Exception, match="(?i)context"):
+            west.get_object(Bucket=unique, Key="a", EncryptionContext={"tenant": "two"})["Body"].read()
+    finally:
+        moto.stop()
 
 
 def test_an_ethereum_signer(aws):
