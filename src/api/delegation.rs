@@ -24,28 +24,22 @@ pub const HEADERS: [&str; 3] = [ON_BEHALF_OF, SOURCE_ARN, SOURCE_ACCOUNT];
 /// Longest that one may be.
 const VALUE_BYTES_MAX: usize = 2048;
 
-/// The caller of a request, as whom its headers say that it calls.
-///
-/// # Errors
-/// The caller as it is, and why it is refused.
-pub fn acting(caller: Caller, headers: &HeaderMap, directory: &Directory) -> Result<Caller, (Caller, Error)> {
+/// The caller of a request, as whom its headers say that it calls; with why it
+/// is refused, where it is.
+pub fn acting(caller: Caller, headers: &HeaderMap, directory: &Directory) -> (Caller, Result<()>) {
     if caller.principal.kind != PrincipalKind::Service {
-        return match HEADERS.iter().find(|name| headers.contains_key(**name)) {
-            None => Ok(caller),
-            Some(name) => {
-                let refused = denied(&caller, &format!("{name} is for services alone"));
-                Err((caller, refused))
-            }
-        };
+        let refused = HEADERS.iter().find(|name| headers.contains_key(**name));
+        let refused = refused.map(|name| denied(&caller, &format!("{name} is for services alone")));
+        return (caller, refused.map_or(Ok(()), Err));
     }
     match service_call(&caller, headers, directory) {
         Ok((call, principal)) => {
             // What the service proved is not the principal's.
             let own = principal.kind == PrincipalKind::Service;
             let access_key_id = caller.access_key_id.filter(|_| own);
-            Ok(Caller { principal, service: Some(Arc::new(call)), access_key_id, ..caller })
+            (Caller { principal, service: Some(Arc::new(call)), access_key_id, ..caller }, Ok(()))
         }
-        Err(refused) => Err((caller, refused)),
+        Err(refused) => (caller, Err(refused)),
     }
 }
 

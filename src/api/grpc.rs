@@ -124,10 +124,10 @@ where
     O::Response: Message + Default,
 {
     let deadline = deadline::<O>(&request, limits);
-    let asked = match Asked::new(app, caller, deadline, &request) {
-        Ok(asked) => asked,
-        Err((asked, error)) => return refuse::<O>(asked, error).await,
-    };
+    let (asked, acceptable) = Asked::new(app, caller, deadline, &request);
+    if let Err(error) = acceptable {
+        return refuse::<O>(asked, error).await;
+    }
     let service = Unary::<O> { asked: asked.clone(), operation: PhantomData };
     let response = grpc::<O::Request, O::Response>(limits).unary(service, request).await;
     unless_reached::<O>(response, asked).await
@@ -140,15 +140,23 @@ async fn stream(
     request: http::Request<Body>,
 ) -> http::Response<Body> {
     let deadline = Instant::now() + limits.request_timeout;
-    let asked = match Asked::new(app, caller, deadline, &request) {
-        Ok(asked) => asked,
-        Err((asked, error)) => return refuse::<StreamEvents>(asked, error).await,
-    };
+    let (asked, acceptable) = Asked::new(app, caller, deadline, &request);
+    if let Err(error) = acceptable {
+        return refuse::<StreamEvents>(asked, error).await;
+    }
     let service = Streaming(asked.clone());
     let response = grpc::<<StreamEvents as Operation>::Request, StreamEventsResponse>(limits)
         .server_streaming(service, request)
         .await;
     unless_reached::<StreamEvents>(response, asked).await
+}
+
+/// The Region that a call's metadata names; without it, the daemon's own.
+fn region(app: &App, request: &http::Request<Body>) -> Result<Arc<str>> {
+    let Some(named) = request.headers().get(REGION) else { return Ok(app.region.clone()) };
+    let named = named.to_str().unwrap_or_default();
+    let served = app.key_stores.region(named).cloned();
+    served.ok_or_else(|| Error::validation(format!("Region '{named}' is not served here.")))
 }
 
 /// A call whose message is not read yet.
@@ -163,31 +171,21 @@ struct Asked {
 }
 
 impl Asked {
-    /// A call to the Region that its metadata names. Where that is not served
-    /// it is a call to the daemon's own, which it is refused by.
+    /// A call to the Region that its metadata names, by whom it says; with why it
+    /// is refused, where it is: then it is one to the daemon's own Region.
     fn new(
         app: Arc<App>,
         caller: Caller,
         deadline: Instant,
         request: &http::Request<Body>,
-    ) -> Result<Asked, (Asked, Error)> {
-        let reached = Arc::new(AtomicBool::new(false));
-        let region = app.region.clone();
-        let (caller, refused) = match acting(caller, request.headers(), &app.directory.load()) {
-            Ok(caller) => (caller, None),
-            Err((caller, refused)) => (caller, Some(refused)),
+    ) -> (Asked, Result<()>) {
+        let (caller, acting) = acting(caller, request.headers(), &app.directory.load());
+        let (region, served) = match region(&app, request) {
+            Ok(region) => (region, Ok(())),
+            Err(error) => (app.region.clone(), Err(error)),
         };
-        let mut asked = Asked { app, region, caller, deadline, reached };
-        if let Some(refused) = refused {
-            return Err((asked, refused));
-        }
-        let Some(named) = request.headers().get(REGION) else { return Ok(asked) };
-        let named = named.to_str().unwrap_or_default();
-        match asked.app.key_stores.region(named) {
-            Some(region) => asked.region = region.clone(),
-            None => return Err((asked, Error::validation(format!("Region '{named}' is not served here.")))),
-        }
-        Ok(asked)
+        let acceptable = acting.and(served);
+        (Asked { app, region, caller, deadline, reached: Arc::new(AtomicBool::new(false)) }, acceptable)
     }
 
     async fn execute<O: Operation>(self, request: Result<Received<O::Request>>) -> Answer<O::Response> {

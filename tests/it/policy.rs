@@ -428,6 +428,33 @@ fn identity_policy(statements: &[Value]) -> Policy {
 }
 
 fn may(who: &str, via: Option<&'static str>, key: &[Value], identity: &[Value]) -> bool {
+    may_by(who, via, key, identity, &[])
+}
+
+/// A grant as the evaluator sees it: to whom, whether of Encrypt, and whether
+/// under a constraint that no request here meets.
+type Given = (&'static str, bool, bool);
+
+fn grants() -> impl Strategy<Value = Vec<Given>> {
+    proptest::collection::vec((anybody(), any::<bool>(), any::<bool>()), 0..4)
+}
+
+fn may_by(who: &str, via: Option<&'static str>, key: &[Value], identity: &[Value], given: &[Given]) -> bool {
+    let grants: Vec<Grant> = given
+        .iter()
+        .map(|(to, encrypts, constrained)| {
+            let operation = if *encrypts { "Encrypt" } else { "Decrypt" };
+            let terms = Terms {
+                grantee: caller(to).arn.to_owned(),
+                operations: [operation.to_owned()].into(),
+                constraints: Constraints {
+                    encryption_context_equals: constrained.then(|| [("a".to_owned(), "b".to_owned())].into()),
+                    ..Constraints::default()
+                },
+            };
+            Grant::new("g".to_owned(), terms).expect("a grant")
+        })
+        .collect();
     let mut context = Context::new();
     if let Some(via) = via {
         context.insert("kms:ViaService", via);
@@ -441,7 +468,7 @@ fn may(who: &str, via: Option<&'static str>, key: &[Value], identity: &[Value]) 
         encryption_context: None,
         granting: None,
     };
-    authorize(&request, Some(&key_policy(key)), &[] as &[Grant], &[identity_policy(identity)]).is_allowed()
+    authorize(&request, Some(&key_policy(key)), &grants, &[identity_policy(identity)]).is_allowed()
 }
 
 fn of_effect(statements: &[Value], effect: &str) -> Vec<Value> {
@@ -449,6 +476,33 @@ fn of_effect(statements: &[Value], effect: &str) -> Vec<Value> {
 }
 
 proptest! {
+    #[test]
+    fn a_grant_allows_its_grantee_and_outweighs_no_deny(
+        who in anybody(),
+        key in statements(),
+        identity in statements(),
+        (given, shuffled) in grants().prop_flat_map(|list| (Just(list.clone()), Just(list).prop_shuffle())),
+    ) {
+        let by = |key: &[Value], given: &[Given]| may_by(who, None, key, &identity, given);
+        // In whatever order; never less than without them; never against a Deny.
+        prop_assert_eq!(by(&key, &given), by(&key, &shuffled));
+        prop_assert!(by(&key, &given) || !by(&key, &[]));
+        let deny = json!({"Effect": "Deny", "Principal": "*", "Action": "kms:Encrypt", "Resource": "*"});
+        prop_assert!(!by(&[key.clone(), vec![deny]].concat(), &given));
+        // Only those of this operation, for this caller, whose constraints are met.
+        let counts = |(to, encrypts, constrained): &&Given| {
+            let account = to.ends_with("root") && caller(to).account == caller(who).account;
+            *encrypts && !*constrained && (*to == who || account)
+        };
+        let counting: Vec<Given> = given.iter().filter(counts).copied().collect();
+        prop_assert_eq!(by(&key, &given), by(&key, &counting));
+        let denied = of_effect(&key, "Deny").len() + of_effect(&identity, "Deny").len() > 0;
+        let own = given.iter().any(|grant| grant.0 == who && counts(&grant));
+        if own && !denied && caller(who).account == ACCOUNT {
+            prop_assert!(by(&key, &given));
+        }
+    }
+
     #[test]
     fn the_order_of_statements_does_not_matter(
         who in anybody(),

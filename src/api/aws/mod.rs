@@ -120,10 +120,8 @@ impl Shared {
             _ => rest::body(head.uri.query().unwrap_or_default(), body),
         };
         let deadline = arrived + route.timeout.unwrap_or(limits.request_timeout);
-        let (caller, body) = match acting(caller, &head.headers, &self.app.directory.load()) {
-            Ok(caller) => (caller, Ok(body)),
-            Err((caller, refused)) => (caller, Err(refused)),
-        };
+        let (caller, acting) = acting(caller, &head.headers, &self.app.directory.load());
+        let body = acting.map(|()| body);
         Ok((route.serve)(self.app.clone(), region.clone(), caller, body, deadline).await)
     }
 
