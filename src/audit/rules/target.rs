@@ -57,7 +57,7 @@ pub enum Target {
     /// CloudWatch Logs.
     LogStream(Box<LogStream>),
     /// CloudEvents over HTTP.
-    Webhook(Webhook),
+    Webhook(Box<Webhook>),
     /// A file of this host.
     File(LocalFile),
 }
@@ -76,7 +76,9 @@ impl Target {
             TargetSettings { log_stream: Some(stream), .. } => {
                 LogStream::open(stream, region).map(Box::new).map(Target::LogStream)
             }
-            TargetSettings { webhook: Some(hook), .. } => Webhook::open(hook).map(Target::Webhook),
+            TargetSettings { webhook: Some(hook), .. } => {
+                Webhook::open(hook).map(Box::new).map(Target::Webhook)
+            }
             TargetSettings { file: Some(file), .. } => Ok(Target::File(LocalFile::new(file))),
             // The configuration was checked.
             _ => Err("there is no such target".to_owned()),
