@@ -157,8 +157,10 @@ async fn found(bench: &Bench, count: u64, report: &mut Report) -> anyhow::Result
         ("ResourceType", Key::ResourceType, "AWS::KMS::Key".into()),
         ("ResourceName", Key::ResourceName, "key-77".into()),
     ] {
-        let attribute = (attribute != Key::Unspecified)
-            .then(|| LookupAttribute { attribute_key: Some(attribute as i32), attribute_value: Some(value) });
+        let attribute = (attribute != Key::Unspecified).then_some(LookupAttribute {
+            attribute_key: Some(attribute as i32),
+            attribute_value: Some(value),
+        });
         let mut latency = load::histogram()?;
         for _ in 0..LOOKUPS {
             let began = Instant::now();

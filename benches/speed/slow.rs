@@ -2,7 +2,7 @@
 //! which delays the calls that do the cryptography.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use strongroom::hsm::softhsm;
@@ -68,7 +68,8 @@ pub async fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start(instance: &Instance, shim: &PathBuf, rules: &str) -> anyhow::Result<(Process, Vec<Channel>)> {
+#[allow(clippy::indexing_slicing, reason = "toml_edit makes a key that is missing")]
+async fn start(instance: &Instance, shim: &Path, rules: &str) -> anyhow::Result<(Process, Vec<Channel>)> {
     let real = softhsm::library().context(softhsm::INSTALL_HINT)?;
     let file = instance.dir.with_extension("rules");
     fs::write(&file, rules)?;
