@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -101,7 +101,7 @@ pub async fn serve_over(
     over: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
     ready: impl FnOnce(&Config, Bound) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let hangups = signal(SignalKind::hangup())?;
+    let signals = Signals::taken()?;
     let loaded = Config::load(Some(&options.config), &options.flags)?;
     let metrics = operators::install_recorder()?;
     let parts = assemble(&loaded, over).await?;
@@ -156,7 +156,7 @@ pub async fn serve_over(
 
     let reload =
         Reload { options, authenticator, gate, app: app.clone(), front, aws, current: Mutex::new(loaded) };
-    wait_for_end(hangups, &reload).await?;
+    signals.until_end(&reload).await;
 
     systemd::stopping();
     tracing::info!("stopping: requests in flight are finished");
@@ -403,14 +403,30 @@ impl Background {
     }
 }
 
-async fn wait_for_end(mut hangups: tokio::signal::unix::Signal, reload: &Reload) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangups.recv() => reload.run().await,
+/// What the daemon is told by signals: taken before it says that it is ready,
+/// as the first may come at once.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn taken() -> std::io::Result<Signals> {
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn until_end(mut self, reload: &Reload) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => reload.run().await,
+            }
         }
     }
 }
