@@ -16,6 +16,8 @@
 //! sessions_max=4                      CKR_SESSION_COUNT for one more
 //! pin_tries_max=3                     CKR_PIN_LOCKED after so many wrong PINs
 //! gcm_iv                              AES-GCM encryption under an IV of the HSM's own
+//! C_GenerateKey drop=0x40000212       leaves an attribute of the template out
+//! C_Sign corrupt                      another last byte
 //! gcm_bytes_max=16384                 CKR_DATA_LEN_RANGE for a longer AES-GCM input
 //! ```
 //!
@@ -204,7 +206,7 @@ static LIST: List = List(std::cell::UnsafeCell::new(CK_FUNCTION_LIST {
     C_DigestKey: Some(f2::<40, _, _>),
     C_DigestFinal: Some(f3::<41, _, _, _>),
     C_SignInit: Some(f3::<42, _, _, _>),
-    C_Sign: Some(f5::<43, _, _, _, _, _>),
+    C_Sign: Some(sign),
     C_SignUpdate: Some(f3::<44, _, _, _>),
     C_SignFinal: Some(f3::<45, _, _, _>),
     C_SignRecoverInit: Some(f3::<46, _, _, _>),
@@ -219,7 +221,7 @@ static LIST: List = List(std::cell::UnsafeCell::new(CK_FUNCTION_LIST {
     C_DecryptDigestUpdate: Some(f5::<55, _, _, _, _, _>),
     C_SignEncryptUpdate: Some(f5::<56, _, _, _, _, _>),
     C_DecryptVerifyUpdate: Some(f5::<57, _, _, _, _, _>),
-    C_GenerateKey: Some(f5::<58, _, _, _, _, _>),
+    C_GenerateKey: Some(generate_key),
     C_GenerateKeyPair: Some(f8::<59, _, _, _, _, _, _, _, _>),
     C_WrapKey: Some(f6::<60, _, _, _, _, _, _>),
     C_UnwrapKey: Some(f8::<61, _, _, _, _, _, _, _, _>),
@@ -440,4 +442,38 @@ unsafe extern "C" fn encrypt(
     }
     // SAFETY: the caller's arguments.
     unsafe { f5::<30, _, _, _, _, _>(session, data, length, output, output_length) }
+}
+
+unsafe extern "C" fn sign(
+    session: CK_SESSION_HANDLE,
+    data: *mut CK_BYTE,
+    length: CK_ULONG,
+    output: *mut CK_BYTE,
+    output_length: *mut CK_ULONG,
+) -> CK_RV {
+    // SAFETY: the caller's arguments.
+    let rv = unsafe { f5::<43, _, _, _, _, _>(session, data, length, output, output_length) };
+    let corrupt = rules().into_iter().map(Rule).any(|rule| rule.has("C_Sign") && rule.has("corrupt"));
+    if corrupt && rv == CKR_OK && !output.is_null() {
+        // SAFETY: after CKR_OK the output has the length that is written there.
+        unsafe { *output.add(*output_length as usize - 1) ^= 1 };
+    }
+    rv
+}
+
+unsafe extern "C" fn generate_key(
+    session: CK_SESSION_HANDLE,
+    mechanism: *mut CK_MECHANISM,
+    template: *mut CK_ATTRIBUTE,
+    count: CK_ULONG,
+    key: *mut CK_OBJECT_HANDLE,
+) -> CK_RV {
+    let rules = rules().into_iter().map(Rule).filter(|rule| rule.has("C_GenerateKey"));
+    let dropped: Vec<u64> = rules.filter_map(|rule| rule.number("drop")).collect();
+    // SAFETY: the caller's template, of this length.
+    let mut kept = unsafe { std::slice::from_raw_parts(template, count as usize) }.to_vec();
+    kept.retain(|attribute| !dropped.contains(&(attribute.type_ as u64)));
+    let (template, count) = (kept.as_mut_ptr(), kept.len() as CK_ULONG);
+    // SAFETY: the caller's arguments, and what is left of the template.
+    unsafe { f5::<58, _, _, _, _, _>(session, mechanism, template, count, key) }
 }

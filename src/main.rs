@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
-use strongroom::commands::{backup, check_config, dev, hsm_backup, hsm_bring, hsm_init, init};
+use strongroom::commands::{backup, check_config, dev, hsm_backup, hsm_bring, hsm_check, hsm_init, init};
 use strongroom::config::{Config, Flags};
 use strongroom::hardening::{ALLOCATOR, Allocator, harden};
 use strongroom::{cli, daemon};
@@ -92,6 +92,10 @@ fn command() -> Command {
                     .subcommand_required(true)
                     .arg_required_else_help(true),
             )
+            .subcommand(
+                hsm_check::HsmCheckArgs::augment_args(Command::new("check"))
+                    .about("Try what an HSM is worth to Strongroom, before it is bought or taken in"),
+            )
             .subcommands(cli::hsm_commands());
     <Cli as clap::CommandFactory>::command()
         .subcommand(cli::kms_command())
@@ -114,6 +118,7 @@ fn main() -> ExitCode {
             Some(("list", matches)) => client(cli::run_hsm_list(matches)),
             Some((name, matches)) if cli::is_hsm_command(name) => client(cli::run_hsm(name, matches)),
             Some(("backup", matches)) => parsed(matches).and_then(|command| hsm_backup::run(&command)),
+            Some(("check", matches)) => parsed(matches).and_then(|args| hsm_check::run(&args)),
             Some(("bring", matches)) => parsed(matches).and_then(|args| hsm_bring::run(&args)),
             Some((_, matches)) => parsed(matches).and_then(|args| hsm_init::run(&args)),
             None => Ok(ExitCode::from(2)),

@@ -124,6 +124,24 @@ pub async fn run_hsm_list(matches: &ArgMatches) -> ExitCode {
     exit_code(hsm::run_list(matches).await)
 }
 
+/// Prints a table for people, as the clients do.
+///
+/// # Errors
+/// Where standard output cannot be written.
+pub fn print_table(header: &[&str], rows: Vec<Vec<String>>) -> anyhow::Result<()> {
+    let header: Vec<String> = header.iter().map(|title| (*title).to_owned()).collect();
+    let text = format!("{}\n", output::table(&header, rows));
+    output::to_stdout(text.as_bytes()).map_err(|failure| anyhow::anyhow!("{failure}"))
+}
+
+/// Prints JSON for programs, as the clients do.
+///
+/// # Errors
+/// Where standard output cannot be written.
+pub fn print_json(json: &serde_json::Value) -> anyhow::Result<()> {
+    output::to_stdout(&output::lines(json)).map_err(|failure| anyhow::anyhow!("{failure}"))
+}
+
 /// Why a command did not do what it was asked. No text holds an argument's value
 /// that may be secret.
 #[derive(Debug)]

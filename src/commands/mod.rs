@@ -8,6 +8,7 @@ pub mod dev_hsms;
 pub mod dev_setup;
 pub mod hsm_backup;
 pub mod hsm_bring;
+pub mod hsm_check;
 pub mod hsm_init;
 pub mod init;
 mod template;

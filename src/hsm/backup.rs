@@ -24,6 +24,7 @@ mod restore;
 pub use file::{
     Backup, CUSTODIANS_MAX, Contribution, Custodian, Fingerprint, Request, RsaPublicKey, THRESHOLD_MIN,
 };
+pub(super) use make::one_time_key;
 pub use make::{Plan, back_up};
 pub use restore::{SealedRow, request_restore, restore};
 

@@ -17,7 +17,7 @@ use cryptoki_sys::*;
 use zeroize::Zeroizing;
 
 use super::ckr::Failure;
-use super::keys::{self, Form, KEY_WRAP};
+use super::keys::{self, Form};
 use super::session::{Handle, Mechanism, Session, Template};
 use super::{Curve, Hash, Home, HsmError, KeyRef, Material, Use, encode, mechanism};
 
@@ -123,7 +123,7 @@ pub(crate) fn import(
         Some(public_key) => Zeroizing::new(public_key.clone()),
         None => check_value(&newborn, order.material)?,
     };
-    let blob = session.wrap(Mechanism::Plain(KEY_WRAP), wrapping_key, newborn.handle)?;
+    let blob = session.wrap(session.key_wrap(), wrapping_key, newborn.handle)?;
     Ok(Unwrapped { blob, public_key, check })
 }
 
@@ -189,7 +189,7 @@ impl<'a> Parcel<'a> {
                 session.create(&Template::default().bytes(CKA_VALUE, &value).and(template.clone()))?
             }
             Parcel::Aes { key, data } => {
-                session.unwrap(Mechanism::Plain(KEY_WRAP), key.handle, data, template).map_err(of_input)?
+                session.unwrap(session.key_wrap(), key.handle, data, template).map_err(of_input)?
             }
         };
         Ok(Temporary { session, handle })
@@ -245,7 +245,7 @@ fn has_length(key: &Temporary<'_>, wrapping_key: Handle, order: &Order) -> Resul
         return Ok(None);
     }
     // RFC 5649 pads to 8 bytes: it tells other AES keys, and use tells the rest.
-    let blob = key.session.wrap(Mechanism::Plain(KEY_WRAP), wrapping_key, key.handle)?;
+    let blob = key.session.wrap(key.session.key_wrap(), wrapping_key, key.handle)?;
     match check_value(key, order.material) {
         Ok(_) => Ok(Some(blob.len() == expected + 8)),
         Err(failure) if failure.is_judgement() => Ok(Some(false)),

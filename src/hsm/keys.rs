@@ -10,9 +10,6 @@ use super::encode;
 use super::session::{Handle, Mechanism, Session, Template};
 use super::{BackingId, Curve, DataKeyPair, HsmError, Material, MlDsa, Use};
 
-/// RFC 5649; PKCS#11 2.40 named it so, and SoftHSM2 means it by this.
-pub(crate) const KEY_WRAP: CK_MECHANISM_TYPE = CKM_AES_KEY_WRAP_PAD;
-
 /// CKA_LABEL of the wrapping key.
 pub(crate) const WRAPPING_KEY_LABEL: &str = "strongroom wrapping key";
 /// CKA_LABEL of the rows' MAC key.
@@ -100,7 +97,7 @@ pub(crate) fn make_wrapped(
 ) -> Result<(Vec<u8>, Option<Vec<u8>>), Failure> {
     let born = generate(session, material, usage, Form::Newborn)?;
     let result = session
-        .wrap(Mechanism::Plain(KEY_WRAP), wrapping_key, born.key)
+        .wrap(session.key_wrap(), wrapping_key, born.key)
         .and_then(|blob| Ok((blob, public_key(session, material, &born)?)));
     discard(session, &born)?;
     result
@@ -135,7 +132,7 @@ pub(crate) fn unwrap(
     usage: Use,
     form: Form<'_>,
 ) -> Result<Handle, Failure> {
-    session.unwrap(Mechanism::Plain(KEY_WRAP), wrapping_key, blob, &key_template(material, usage, form))
+    session.unwrap(session.key_wrap(), wrapping_key, blob, &key_template(material, usage, form))
 }
 
 /// Makes the wrapping key, a token object.
@@ -152,6 +149,11 @@ pub(crate) fn make_wrapping_key(session: &Session, id: BackingId) -> Result<Hand
 
 /// What a wrapping key is, where it is made and on every member that it comes to.
 pub(crate) fn wrapping_key_template(id: BackingId) -> Template {
+    wrapping_key_labelled(id, WRAPPING_KEY_LABEL)
+}
+
+/// The same for one that is no cluster's.
+pub(crate) fn wrapping_key_labelled(id: BackingId, label: &str) -> Template {
     Template::default()
         .number(CKA_CLASS, CKO_SECRET_KEY)
         .number(CKA_KEY_TYPE, CKK_AES)
@@ -170,7 +172,7 @@ pub(crate) fn wrapping_key_template(id: BackingId) -> Template {
         .flag(CKA_DERIVE, false)
         .nested(CKA_UNWRAP_TEMPLATE, unwraps_closed())
         .bytes(CKA_ID, &id.0)
-        .bytes(CKA_LABEL, WRAPPING_KEY_LABEL.as_bytes())
+        .bytes(CKA_LABEL, label.as_bytes())
         .flag(CKA_MODIFIABLE, false)
 }
 

@@ -12,6 +12,7 @@ mod cache;
 mod ceremony;
 mod ckr;
 mod cluster;
+mod conformance;
 mod crew;
 mod encode;
 mod identity;
@@ -34,6 +35,7 @@ mod types;
 
 pub use ceremony::{ceremony, check_unused, discard_ceremony};
 pub use cluster::Cluster;
+pub use conformance::{Conformance, Finding, Need, check_conformance};
 pub use identity::{Blob, ClusterIdentity, SystemKey, TokenUri};
 pub use import::{Imported, Wrapping};
 pub use module::{private_copy, with_environment};

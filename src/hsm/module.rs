@@ -8,6 +8,7 @@
 //! AES-GCM be two calls instead of three, says CKA_UNWRAP_TEMPLATE, and leaves
 //! it to us when a session is closed.
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,8 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cryptoki_sys::{
-    CK_C_INITIALIZE_ARGS, CK_FUNCTION_LIST, CK_RV, CKF_OS_LOCKING_OK, CKR_CRYPTOKI_ALREADY_INITIALIZED,
-    CKR_FUNCTION_NOT_SUPPORTED, CKR_OK,
+    CK_C_INITIALIZE_ARGS, CK_FUNCTION_LIST, CK_MECHANISM_TYPE, CK_RV, CK_SLOT_ID, CKF_OS_LOCKING_OK,
+    CKM_AES_KEY_WRAP_PAD, CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_FUNCTION_NOT_SUPPORTED, CKR_OK,
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -195,7 +196,7 @@ impl Module {
         let functions = state.functions;
         with_environment(&self.settings.environment, || initialise(functions))
             .map_err(|failure| HsmError::Unavailable(format!("module {}: {failure}", self.name)))?;
-        let life = Arc::new(Life { functions, gate: Gate::default() });
+        let life = Arc::new(Life { functions, gate: Gate::default(), key_wraps: Mutex::default() });
         state.life = Some(life.clone());
         Ok(life)
     }
@@ -217,6 +218,8 @@ impl Module {
 pub(crate) struct Life {
     functions: &'static CK_FUNCTION_LIST,
     gate: Gate,
+    /// The mechanism that wraps keys on the token in a slot.
+    key_wraps: Mutex<BTreeMap<CK_SLOT_ID, CK_MECHANISM_TYPE>>,
 }
 
 impl Life {
@@ -228,6 +231,23 @@ impl Life {
     /// Whether it has ended and no call is in it.
     fn is_over(&self) -> bool {
         self.gate.calls.load(Ordering::Acquire) == CLOSED
+    }
+
+    /// The mechanism that wraps keys on the token in a slot: `ask` is called until
+    /// it tells.
+    pub(crate) fn key_wrap(
+        &self,
+        slot: CK_SLOT_ID,
+        ask: impl FnOnce() -> Option<CK_MECHANISM_TYPE>,
+    ) -> CK_MECHANISM_TYPE {
+        if let Some(known) = self.key_wraps.lock().get(&slot) {
+            return *known;
+        }
+        let told = ask();
+        if let Some(mechanism) = told {
+            self.key_wraps.lock().insert(slot, mechanism);
+        }
+        told.unwrap_or(CKM_AES_KEY_WRAP_PAD)
     }
 
     /// Calls a function, unless the life has ended.

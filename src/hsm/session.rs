@@ -18,6 +18,9 @@ pub(crate) type Handle = CK_OBJECT_HANDLE;
 /// Random bytes asked for in one C_GenerateRandom: some HSMs refuse more.
 const RANDOM_PIECE_BYTES: usize = 1024;
 
+/// RFC 5649 (PKCS#11 3.0, 6.13.4).
+const CKM_AES_KEY_WRAP_KWP: CK_MECHANISM_TYPE = 0x210B;
+
 /// Handles taken by one C_FindObjects.
 const FIND_PIECE: usize = 64;
 
@@ -36,6 +39,7 @@ macro_rules! call {
 pub(crate) struct Session {
     life: Arc<Life>,
     handle: CK_SESSION_HANDLE,
+    key_wrap: CK_MECHANISM_TYPE,
     open: Gauge,
 }
 
@@ -46,7 +50,13 @@ impl Session {
         let flags = CKF_SERIAL_SESSION | CKF_RW_SESSION;
         call!(life, C_OpenSession(slot, flags, std::ptr::null_mut(), None, &mut handle))?;
         open.increment(1);
-        Ok(Session { life: life.clone(), handle, open: open.clone() })
+        let key_wrap = life.key_wrap(slot, || key_wrap_of(life, slot));
+        Ok(Session { life: life.clone(), handle, key_wrap, open: open.clone() })
+    }
+
+    /// AES key wrap with padding (RFC 5649), by the name that the token has for it.
+    pub(crate) fn key_wrap(&self) -> Mechanism<'static> {
+        Mechanism::Plain(self.key_wrap)
     }
 
     /// Logs the process in to the session's token as its user.
@@ -229,6 +239,13 @@ impl Session {
         Ok(value)
     }
 
+    /// Changes attributes of an object.
+    pub(crate) fn set(&self, object: Handle, template: &Template) -> Result<(), Failure> {
+        template.with(|attributes, count| {
+            call!(self.life, C_SetAttributeValue(self.handle, object, attributes, count))
+        })
+    }
+
     /// Encrypts in one part; `size` is the most that comes out.
     pub(crate) fn encrypt(
         &self,
@@ -357,6 +374,13 @@ pub(crate) fn mechanisms(life: &Life, slot: CK_SLOT_ID) -> Result<Vec<CK_MECHANI
     call!(life, C_GetMechanismList(slot, list.as_mut_ptr(), &mut count))?;
     list.truncate(count as usize);
     Ok(list)
+}
+
+/// CKM_AES_KEY_WRAP_KWP where a token lists it. SoftHSM2 has it as
+/// CKM_AES_KEY_WRAP_PAD, which PKCS#11 2.40 had and others pad differently by.
+fn key_wrap_of(life: &Life, slot: CK_SLOT_ID) -> Option<CK_MECHANISM_TYPE> {
+    let listed = mechanisms(life, slot).ok()?;
+    Some(if listed.contains(&CKM_AES_KEY_WRAP_KWP) { CKM_AES_KEY_WRAP_KWP } else { CKM_AES_KEY_WRAP_PAD })
 }
 
 /// A mechanism with its parameters.

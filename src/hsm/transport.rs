@@ -28,7 +28,7 @@ const TRANSPORT_KEY_BITS: CK_ULONG = 3072;
 pub(super) const TRANSPORT_KEY_LABEL: &str = "strongroom transport key";
 
 /// The hash of OAEP that every HSM has; SoftHSM2 has no other.
-const OAEP_HASH: Hash = Hash::Sha1;
+pub(super) const OAEP_HASH: Hash = Hash::Sha1;
 
 /// A token, and how to log in to it as the crypto user.
 #[derive(Debug, Clone)]

@@ -255,7 +255,7 @@ pub enum Residence {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Home {
     /// In the store, wrapped under the wrapping key of this CKA_ID
-    /// (CKM_AES_KEY_WRAP_PAD, RFC 5649).
+    /// (RFC 5649).
     Wrapped {
         /// CKA_ID of the wrapping key.
         by: BackingId,

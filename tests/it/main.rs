@@ -15,6 +15,7 @@ mod churn;
 mod cli;
 mod cluster;
 mod config;
+mod conformance;
 mod deletion;
 mod dev_members;
 mod disk;

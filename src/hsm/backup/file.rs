@@ -274,8 +274,8 @@ impl<'de> Deserialize<'de> for Fingerprint {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RsaPublicKey {
     der: Vec<u8>,
-    pub(super) modulus: Vec<u8>,
-    pub(super) exponent: Vec<u8>,
+    pub(in crate::hsm) modulus: Vec<u8>,
+    pub(in crate::hsm) exponent: Vec<u8>,
 }
 
 impl RsaPublicKey {
@@ -319,7 +319,7 @@ impl RsaPublicKey {
     }
 
     /// Encrypts a key to it.
-    pub(super) fn encrypt(&self, hash: Hash, key: &[u8]) -> Result<Blob, BackupError> {
+    pub(in crate::hsm) fn encrypt(&self, hash: Hash, key: &[u8]) -> Result<Blob, BackupError> {
         let failed = || refused("RSA-OAEP encryption failed");
         let public = PublicEncryptingKey::from_der(&self.der).map_err(|_| failed())?;
         let public = OaepPublicEncryptingKey::new(public).map_err(|_| failed())?;

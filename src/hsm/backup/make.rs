@@ -11,7 +11,7 @@ use super::{BackupError, refused};
 use crate::hsm::attachment::check_test_key;
 use crate::hsm::ceremony::unavailable;
 use crate::hsm::ckr::Failure;
-use crate::hsm::keys::{self, Form, KEY_WRAP};
+use crate::hsm::keys::{self, Form};
 use crate::hsm::modules::Modules;
 use crate::hsm::session::{Handle, Mechanism, Session, Template};
 use crate::hsm::transport::{self, Open, Place, PublicKey, TokenAccess, device, trusted_template};
@@ -108,7 +108,7 @@ fn prepare(session: &Session, key: &RsaPublicKey, id: BackingId) -> Result<(), F
 }
 
 /// The officer can make no private object; nobody else's session sees this one.
-fn one_time_key(id: BackingId) -> Template {
+pub(in crate::hsm) fn one_time_key(id: BackingId) -> Template {
     Template::default()
         .number(CKA_CLASS, CKO_SECRET_KEY)
         .number(CKA_KEY_TYPE, CKK_AES)
@@ -150,7 +150,7 @@ fn nest(
     additional_data: &[u8],
 ) -> Result<Vec<u8>, Failure> {
     let innermost = keys.next().ok_or_else(|| HsmError::Device("no custodian".to_owned()))?;
-    let wrapped = session.wrap(Mechanism::Plain(KEY_WRAP), innermost, wrapping_key)?;
+    let wrapped = session.wrap(session.key_wrap(), innermost, wrapping_key)?;
     keys.try_fold(wrapped, |inner, key| {
         let sealed = mechanism::encrypt_gcm(session, key, additional_data, &inner)?;
         Ok([sealed.iv.as_slice(), &sealed.ciphertext].concat())

@@ -9,7 +9,7 @@ use super::{BackupError, refused};
 use crate::hsm::attachment::check_test_key;
 use crate::hsm::ceremony::{refuse_used_token, unavailable};
 use crate::hsm::ckr::Failure;
-use crate::hsm::keys::{self, Form, KEY_WRAP};
+use crate::hsm::keys::{self, Form};
 use crate::hsm::modules::Modules;
 use crate::hsm::session::{Handle, Mechanism, Session, Template};
 use crate::hsm::transport::{
@@ -175,7 +175,7 @@ impl Bench<'_> {
         let (_, contribution) = innermost;
         let key = self.one_time_key(contribution, false)?;
         let template = keys::wrapping_key_template(self.backup.cluster.wrapping_key);
-        let unwrapped = self.session.unwrap(Mechanism::Plain(KEY_WRAP), key, &wrapped, &template);
+        let unwrapped = self.session.unwrap(self.session.key_wrap(), key, &wrapped, &template);
         self.session.destroy(key).map_err(device)?;
         unwrapped.map_err(|failure| does_not_fit(contribution, &failure))
     }
