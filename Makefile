@@ -11,7 +11,7 @@ CARGO ?= cargo
 BENCH ?=
 BENCH_PROFILE := $(if $(findstring --short,$(BENCH)),dev,release)
 
-.PHONY: build demo test bench lint deny soak packages venv node clean
+.PHONY: build demo test bench lint deny soak test-vendors vendors packages venv node clean
 
 build: packages
 	$(CARGO) build
@@ -26,6 +26,15 @@ test: packages venv node
 bench: packages
 	$(CARGO) build --profile $(BENCH_PROFILE) --example pkcs11_shim
 	$(CARGO) bench --profile $(BENCH_PROFILE) --bench speed -- $(BENCH)
+
+# The tests on another vendor's module; `make test` runs them too where it is built,
+# or STRONGROOM_KRYOPTIC_LIBRARY names one that was kept.
+test-vendors: packages vendors
+	$(CARGO) test --test it -- vendors::
+
+# kryoptic, with an OpenSSL of its own: ten minutes, once.
+vendors:
+	vendors/build.sh
 
 # The tests of crashes, of churn and of HSMs that fail under load, many more
 # rounds; what the recoveries took is printed.

@@ -303,6 +303,8 @@ async fn what_does_not_belong_together_restores_nothing() {
 
     // Who may contribute, and to what.
     let fingerprint = desk.request(&instance, &other, "third");
+    let told = said(desk.run(&instance, "hsm check"));
+    assert!(told.contains("The daemon can use it."), "{told}");
     said(desk.contribute(&instance, "bob"));
     fs::copy(desk.path("bob.contribution"), desk.path("stale.contribution")).unwrap();
     desk.request(&instance, &token, "second");

@@ -2,7 +2,7 @@
 //! fails as it is told.
 
 mod faults;
-mod fixture;
+pub mod fixture;
 mod load;
 mod membership;
 mod replicas;

@@ -125,18 +125,9 @@ fn each_defect_is_seen_and_nothing_else() {
     assert!(found["AES-GCM: takes 4096 bytes"].contains("CKR_DATA_LEN_RANGE"), "{found:?}");
     let works = report["KeySpecs"].as_array().unwrap().iter().filter(|kind| kind["Works"] == true);
     let works: Vec<_> = works.map(|kind| kind["KeyUsage"].as_str().unwrap()).collect();
-    assert_eq!(
-        works,
-        [
-            "ENCRYPT_DECRYPT",
-            "ENCRYPT_DECRYPT",
-            "ENCRYPT_DECRYPT",
-            "ENCRYPT_DECRYPT",
-            "KEY_AGREEMENT",
-            "KEY_AGREEMENT",
-            "KEY_AGREEMENT"
-        ]
-    );
+    let secret = ["ENCRYPT_DECRYPT"; 4];
+    let expected = [&secret[..3], &["KEY_AGREEMENT"; 3], &secret[3..]].concat();
+    assert_eq!(works, expected);
 }
 
 #[test]

@@ -43,3 +43,4 @@ mod support;
 mod tamper;
 mod trail;
 mod transport;
+mod vendors;

@@ -38,12 +38,14 @@ pub(super) fn check(bench: &Bench<'_>, book: &mut Book<'_>) {
     match approved {
         Ok((id, made, one_time)) => {
             let under_public = |session: &Session, by, key| session.wrap(Mechanism::Oaep(OAEP_HASH), by, key);
+            // A one-time key leaves under a custodian's key that is TRUSTED too.
+            let both = made.clone().and(one_time);
             book.try_it(bench, (AREA, LEAVES, Need::Useful), |bench| {
                 made.and_then(|()| leaves(bench, id, CKO_PUBLIC_KEY, under_public))
             });
             let under_secret = |session: &Session, by, key| session.wrap(session.key_wrap(), by, key);
             book.try_it(bench, (AREA, BACKUP, Need::Useful), |bench| {
-                one_time.and_then(|()| leaves(bench, id, CKO_SECRET_KEY, under_secret))
+                both.and_then(|()| leaves(bench, id, CKO_SECRET_KEY, under_secret))
             });
         }
         Err(failure) => {
