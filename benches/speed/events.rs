@@ -2,8 +2,8 @@
 //! subscriber has them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 use http::uri::PathAndQuery;
 use parking_lot::Mutex;
 use prost::Message as _;
+use strongroom::app::Clock;
 use strongroom::config::{Config, Flags};
 use strongroom::daemon;
 use strongroom::proto::cloudtrail::{
@@ -35,6 +36,9 @@ const SCENARIO: &str = "events";
 const SERVICE: &str = "/strongroom.cloudtrail.v1.CloudTrailService";
 /// Callers of the store at the same time.
 const COMMITTERS: [usize; 4] = [1, 16, 64, 256];
+/// When the fixture's events begin, one each millisecond: three days ago, which
+/// the history reaches back.
+static FIXTURE_MS: LazyLock<i64> = LazyLock::new(|| Clock.now_ms() - 3 * 86_400_000);
 /// Events of one commit of the fixture.
 const FIXTURE_EVENTS: usize = 500;
 /// Users and keys that the fixture's events are of.
@@ -104,7 +108,7 @@ async fn commits(store: &Arc<SqliteStore>, committers: usize, time: Duration) ->
 fn event(number: u64) -> NewEvent {
     let (user, key) = (number % FIXTURE_NAMES, number / 7 % FIXTURE_NAMES);
     let id = uuid::Uuid::new_v4().to_string();
-    let time_ms = 1_700_000_000_000 + i64::try_from(number).unwrap_or_default();
+    let time_ms = *FIXTURE_MS + i64::try_from(number).unwrap_or_default();
     let record = serde_json::json!({
         "eventVersion": "1.11",
         "userIdentity": {
@@ -179,7 +183,7 @@ async fn found(bench: &Bench, count: u64, report: &mut Report) -> anyhow::Result
 async fn lookup(channel: &Channel, attribute: Option<LookupAttribute>) -> anyhow::Result<usize> {
     let request = LookupEventsRequest {
         lookup_attributes: attribute.into_iter().collect(),
-        end_time: Some(prost_types::Timestamp { seconds: 1_750_000_000, nanos: 0 }),
+        end_time: Some(prost_types::Timestamp { seconds: *FIXTURE_MS / 1000 + 86_400, nanos: 0 }),
         ..Default::default()
     };
     let path = PathAndQuery::try_from(format!("{SERVICE}/LookupEvents"))?;
