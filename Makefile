@@ -34,7 +34,7 @@ test-vendors: packages vendors
 
 # kryoptic, with an OpenSSL of its own: ten minutes, once.
 vendors:
-	vendors/build.sh
+	tests/vendors/build.sh
 
 # The tests of crashes, of churn and of HSMs that fail under load, many more
 # rounds; what the recoveries took is printed.

@@ -4,7 +4,7 @@
 # Takes ten minutes, once.
 set -euo pipefail
 cd "$(dirname "$0")/kryoptic"
-target=$(realpath -m ../../target/vendors)
+target=$(realpath -m ../../../target/vendors)
 mkdir -p "$target"
 
 if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
