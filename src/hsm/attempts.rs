@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::cluster::Cluster;
 use super::member::Member;
 use super::meters::Function;
-use super::{Capability, HsmError, KeyRef};
+use super::{Capability, HsmError, KeyRef, MemberState};
 
 /// How much longer a call that makes a key waits for one member.
 const LANE_PATIENCE: u64 = 10;
@@ -30,6 +30,9 @@ pub(super) struct Attempts<'a> {
     key: Option<&'a KeyRef>,
     deadline: Instant,
     tried: Vec<Arc<Member>>,
+    /// One that was not waited for to the end, for what may be done twice.
+    late: Option<Arc<Member>>,
+    may_repeat: bool,
     last: Option<HsmError>,
 }
 
@@ -43,16 +46,22 @@ impl<'a> Attempts<'a> {
         deadline: Instant,
     ) -> Self {
         let patience = cluster.patience(function);
-        Attempts { cluster, patience, capability, key, deadline, tried: Vec::new(), last: None }
+        let may_repeat = !function.takes_lane();
+        let (tried, late, last) = (Vec::new(), None, None);
+        Attempts { cluster, patience, capability, key, deadline, tried, late, may_repeat, last }
     }
 
     /// The next member, and until when it is waited for: to the end where there
-    /// is no other.
+    /// is no other. Where all are slow, as on a machine that stood still, one is
+    /// asked again.
     pub(super) async fn next(&mut self) -> Result<(Arc<Member>, Instant), HsmError> {
         match self.cluster.pick(self.capability, self.key, &self.tried, self.deadline).await {
             Ok((member, 0)) => Ok((member, self.deadline)),
             Ok((member, _)) => Ok((member, self.deadline.min(Instant::now() + self.patience))),
-            Err(error) => Err(self.last.take().unwrap_or(error)),
+            Err(error) => match self.late.take() {
+                Some(member) if member.state() == MemberState::Serving => Ok((member, self.deadline)),
+                _ => Err(self.last.take().unwrap_or(error)),
+            },
         }
     }
 
@@ -66,6 +75,9 @@ impl<'a> Attempts<'a> {
         let error = match result {
             Err(HsmError::Deadline) if until < self.deadline => {
                 member.mark_slow();
+                if self.may_repeat {
+                    self.late.get_or_insert_with(|| member.clone());
+                }
                 HsmError::Deadline
             }
             Err(

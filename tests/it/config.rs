@@ -244,7 +244,7 @@ fn every_problem_of_meaning_is_named_at_once() {
     assert_eq!(
         lines,
         [
-            "DIR/strongroom.toml: nonsense: unknown key; remove it, or write one of region, regions, data_dir, management_account, grpc, aws, http, tls, limits, quotas, store, trail, insights, rules, metric_filters, targets, hsm, modules, pins, log, accounts, services",
+            "DIR/strongroom.toml: nonsense: unknown key; remove it, or write one of region, regions, data_dir, management_account, grpc, aws, http, tls, limits, quotas, store, trail, history, insights, rules, metric_filters, targets, hsm, modules, pins, log, accounts, services",
             "DIR/strongroom.toml: pins.a b: is not a name; write letters, digits, hyphens and underscores, at most 64",
             "DIR/strongroom.toml: limits.denials_burst: is 0, which is no limit; write a whole number of at least 1",
             "DIR/strongroom.toml: limits.drain_timeout_ms: is more than a year; write a whole number from 1 to 31536000000",

@@ -62,6 +62,22 @@ async fn members_that_all_hang_cost_a_caller_no_more_than_its_deadline() {
 
 /// Even its C_Initialize does not return: the daemon ends all the same.
 #[tokio::test(flavor = "multi_thread")]
+async fn a_late_member_is_waited_for_when_no_other_does_it() {
+    let hsms = Hsms::new(2);
+    let cluster = hsms.start(2, impatient(), RESIDENT);
+    all_serve(&cluster).await;
+    let key = cluster.generate(id(), Material::Generic(32), Use::Mac, soon()).await.unwrap().key;
+    let mac = cluster.mac(&key, Hash::Sha256, b"message", soon()).await.unwrap();
+    // Longer than a call waits while there are others.
+    hsms.tokens[0].set_rules("C_Sign delay_ms=500");
+    hsms.tokens[1].set_rules("C_SignInit rv=0x30");
+    for _ in 0..3 {
+        assert_eq!(cluster.mac(&key, Hash::Sha256, b"message", soon()).await.as_ref(), Ok(&mac));
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_module_that_hangs_keeps_the_end_no_longer_than_its_deadline() {
     let hsms = Hsms::new(2);
     let cluster = hsms.start(2, impatient(), RESIDENT);
