@@ -472,7 +472,7 @@ unsafe extern "C" fn generate_key(
     let dropped: Vec<u64> = rules.filter_map(|rule| rule.number("drop")).collect();
     // SAFETY: the caller's template, of this length.
     let mut kept = unsafe { std::slice::from_raw_parts(template, count as usize) }.to_vec();
-    kept.retain(|attribute| !dropped.contains(&(attribute.type_ as u64)));
+    kept.retain(|attribute| !dropped.contains(&attribute.type_));
     let (template, count) = (kept.as_mut_ptr(), kept.len() as CK_ULONG);
     // SAFETY: the caller's arguments, and what is left of the template.
     unsafe { f5::<58, _, _, _, _, _>(session, mechanism, template, count, key) }
