@@ -1,10 +1,12 @@
 //! Several sides in turns, round after round, so that whatever else the
 //! machine does meets all of them alike.
 
+use anyhow::Context as _;
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use tonic::transport::Channel;
 
-use crate::load::{Clients, Outcome};
+use crate::load::{Clients, Outcome, Work};
 use crate::plan::Plan;
 use crate::process::Process;
 
@@ -14,6 +16,27 @@ pub struct Side<'a> {
     pub clients: Clients<'a>,
     /// The process whose processor time and memory are looked at.
     pub process: &'a Process,
+}
+
+/// A daemon of its own, and the one call that its clients make.
+pub struct Running {
+    pub name: &'static str,
+    pub process: Process,
+    pub channels: Vec<Channel>,
+    pub work: Work,
+}
+
+impl Running {
+    pub fn side(&self) -> Side<'_> {
+        let clients = Clients::Grpc(&self.channels, self.work.clone());
+        Side { name: self.name, clients, process: &self.process }
+    }
+
+    /// Its clients first, as the daemon waits for them.
+    pub fn stop(self) -> anyhow::Result<()> {
+        drop(self.channels);
+        self.process.stop().context("a daemon does not end")
+    }
 }
 
 /// A figure of several rounds.

@@ -9,12 +9,12 @@ use strongroom::hsm::softhsm;
 use strongroom::proto::kms::{KeySpec, KeyUsageType};
 use tonic::transport::Channel;
 
-use crate::load::{self, Clients, Work};
+use crate::load::{self, Work};
 use crate::operations::{self, create};
 use crate::plan::Bench;
 use crate::process::{Instance, Process};
 use crate::report::Report;
-use crate::series::{self, Side};
+use crate::series::{self, Running, Side};
 
 /// Concurrent clients.
 const CLIENTS: usize = 64;
@@ -42,16 +42,9 @@ pub async fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         let channel = channels.first().context("no connection")?;
         let key = create(channel, KeySpec::SymmetricDefault, KeyUsageType::EncryptDecrypt).await?;
         let work = Work::one(operations::path("Encrypt")?, &operations::encrypt(key, 32));
-        running.push((name, process, channels, work));
+        running.push(Running { name, process, channels, work });
     }
-    let sides: Vec<Side<'_>> = running
-        .iter()
-        .map(|(name, process, channels, work)| Side {
-            name,
-            clients: Clients::Grpc(channels, work.clone()),
-            process,
-        })
-        .collect();
+    let sides: Vec<Side<'_>> = running.iter().map(Running::side).collect();
     let series = series::measure(&bench.plan, &sides).await?;
     let [near, far] = series.as_slice() else { return Ok(()) };
     for side in [near, far] {
@@ -61,11 +54,7 @@ pub async fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let possible = near.rate().median.min(MOST);
     report.at_least("Encrypt 32 B, 1 ms more, of what is possible", 0.9, far.rate().median / possible);
     drop(sides);
-    for (_, process, channels, _) in running {
-        drop(channels);
-        process.stop()?;
-    }
-    Ok(())
+    running.into_iter().try_for_each(Running::stop)
 }
 
 #[allow(clippy::indexing_slicing, reason = "toml_edit makes a key that is missing")]

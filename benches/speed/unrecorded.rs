@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use strongroom::config::{Config, Flags};
 use strongroom::daemon;
 use strongroom::proto::kms::{KeySpec, KeyUsageType};
@@ -15,12 +14,12 @@ use strongroom::store::{
 };
 use tokio::sync::watch;
 
-use crate::load::{self, Clients, Work};
+use crate::load::{self, Work};
 use crate::operations::{self, create};
 use crate::plan::Bench;
 use crate::process::Process;
 use crate::report::Report;
-use crate::series::{self, Side};
+use crate::series::{self, Running, Side};
 
 /// Concurrent clients.
 const CLIENTS: usize = 64;
@@ -58,16 +57,9 @@ pub async fn compare(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         let endpoint = load::endpoint(process.grpc, &instance.pki(), "administrator")?;
         let channels = load::connect(&endpoint, CLIENTS).await?;
         let work = Work::one(operations::path("Encrypt")?, &operations::encrypt(key, 32));
-        running.push((name, process, channels, work));
+        running.push(Running { name, process, channels, work });
     }
-    let sides: Vec<Side<'_>> = running
-        .iter()
-        .map(|(name, process, channels, work)| Side {
-            name,
-            clients: Clients::Grpc(channels, work.clone()),
-            process,
-        })
-        .collect();
+    let sides: Vec<Side<'_>> = running.iter().map(Running::side).collect();
     let series = series::measure(&bench.plan, &sides).await?;
     let [recorded, unrecorded] = series.as_slice() else { return Ok(()) };
     for side in [recorded, unrecorded] {
@@ -77,11 +69,7 @@ pub async fn compare(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     }
     report.at_least("Encrypt 32 B with events, of without", 0.85, recorded.ratio(unrecorded).median);
     drop(sides);
-    for (_, process, channels, _) in running {
-        drop(channels);
-        process.stop().context("a daemon does not end")?;
-    }
-    Ok(())
+    running.into_iter().try_for_each(Running::stop)
 }
 
 /// Passes everything on but events.
