@@ -187,8 +187,13 @@ fn socket(config: &Config, report: &mut Report<'_>) {
 
 /// The names of digests have whole seconds.
 fn trail(settings: &TrailSettings, report: &mut Report<'_>) {
-    if !settings.digest_interval.as_millis().is_multiple_of(1_000) {
-        report.add(&Key::of("trail.digest_interval"), "is not whole seconds", "write such as \"1h\"");
+    let digest_ms = settings.digest_interval.as_millis();
+    if digest_ms == 0 || !digest_ms.is_multiple_of(1_000) {
+        report.add(
+            &Key::of("trail.digest_interval"),
+            "is not whole seconds, one or more",
+            "write such as \"1h\"",
+        );
     }
     if settings.file_bytes_max == 0 {
         report.add(&Key::of("trail.file_bytes_max"), "is 0", "write a whole number of at least 1");

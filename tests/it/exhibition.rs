@@ -139,7 +139,8 @@ fn report(fault: &str, rate: f64, recovery: Option<Duration>, back: Duration) {
 fn check(tally: &Tally) {
     eprintln!("{tally:?}");
     assert_eq!((tally.wrong, tally.late), (0, 0), "{tally:?}");
-    assert!(tally.failed * 1000 <= tally.answers, "{tally:?}");
+    // On a machine that stands still for a moment, each client may see it once.
+    assert!(tally.failed <= (tally.answers / 1000).max(load::CLIENTS), "{tally:?}");
 }
 
 /// The default key store of `strongroom dev --members 3`, whose folders are taken

@@ -14,7 +14,7 @@ use super::digest::{self, At, Chain, Chains, Digest, Link, LogFile, Window};
 use super::keys;
 use super::log_file::{self, Owner, Scope};
 use super::name::{Place, organization_id};
-use super::rows::{Delivery, Trail};
+use super::rows::{Delivery, Logging, Trail};
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::registry::{Draft, Held, from_store};
@@ -30,6 +30,9 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// Trails of a daemon.
 const TRAILS_MAX: u32 = 10_000;
+/// Digests that are made one by one when they are late. Further behind, one
+/// covers all of the time: else what takes longer than it covers never ends.
+const LATE_DIGESTS_MAX: i64 = 24;
 
 /// Runs every trail until it is stopped.
 pub async fn run(app: Arc<App>, stop: CancellationToken) {
@@ -160,7 +163,7 @@ impl Work<'_> {
             count(&id, "log", &result);
             return result;
         }
-        if self.has_digest_to_do() {
+        if self.is_digest_next() {
             let result = self.digest().await;
             self.app.trails.note(&id, |status| {
                 status.digest_error = result.as_ref().err().map(told);
@@ -176,37 +179,44 @@ impl Work<'_> {
         self.take_events().await
     }
 
+    /// Whether events are behind the cursor.
+    fn is_behind(&self) -> bool {
+        let end = *self.app.store.end().borrow();
+        self.delivery.value.cursor.of(end.writer) < end
+    }
+
     /// When the next range of events is due.
     fn range_due_ms(&self) -> i64 {
-        match self.trail.value.logging.on {
-            true => self.delivery.value.taken_ms + ms(self.app.trails.settings.delivery_interval),
+        let taken_ms = self.delivery.value.taken_ms;
+        match self.trail.value.logging {
             // What was logged before the end is delivered at once.
-            false => self.now_ms,
+            Logging { on: false, stopped_ms: Some(stopped), .. } if taken_ms < stopped => stopped,
+            _ => taken_ms + ms(self.app.trails.settings.delivery_interval),
         }
     }
 
+    /// When the next digest is due.
     fn digest_due_ms(&self) -> Option<i64> {
-        let chains = self.delivery.value.chains.as_ref()?;
-        Some(chains.from_ms + ms(self.app.trails.settings.digest_interval))
+        let Trail { logging, validation, .. } = &self.trail.value;
+        match &self.delivery.value.chains {
+            Some(chains) => Some(chains.from_ms + ms(self.app.trails.settings.digest_interval)),
+            None => (*validation && logging.on).then_some(0),
+        }
     }
 
-    fn has_digest_to_do(&self) -> bool {
-        let wanted = self.trail.value.validation && self.trail.value.logging.on;
-        match &self.delivery.value.chains {
-            Some(chains) => {
-                chains.pending.is_some() || self.digest_due_ms().is_some_and(|due| due <= self.now_ms)
-            }
-            None => wanted,
-        }
+    /// Whether a digest is to be begun or written: what has been due for longer
+    /// goes first, so neither files nor digests wait for ever.
+    fn is_digest_next(&self) -> bool {
+        let is_begun = self.delivery.value.chains.as_ref().is_some_and(|chains| chains.pending.is_some());
+        let is_first = |due| due <= self.now_ms && !(self.is_behind() && self.range_due_ms() < due);
+        is_begun || self.digest_due_ms().is_some_and(is_first)
     }
 
     /// Takes the events behind the cursor, names their files, and says so in
     /// the row: only then they are written.
     async fn take_events(&self) -> Result<Next> {
         let due_ms = self.range_due_ms();
-        let end = *self.app.store.end().borrow();
-        let is_behind = self.delivery.value.cursor.of(end.writer) < end;
-        if due_ms > self.now_ms || !is_behind {
+        if due_ms > self.now_ms || !self.is_behind() {
             let idle = self.now_ms + ms(self.app.trails.settings.delivery_interval);
             let wake = if due_ms > self.now_ms { due_ms } else { idle };
             return Ok(Next::At(self.digest_due_ms().map_or(wake, |due| due.min(wake))));
@@ -299,7 +309,9 @@ impl Work<'_> {
 
     async fn sign_window(&self, chains: &Chains) -> Result<Window> {
         let trail = &self.trail.value;
-        let end_ms = chains.from_ms + ms(self.app.trails.settings.digest_interval);
+        let interval = ms(self.app.trails.settings.digest_interval);
+        let late = (self.now_ms - chains.from_ms) / interval;
+        let end_ms = chains.from_ms + interval * if late > LATE_DIGESTS_MAX { late } else { 1 };
         let key = keys::in_force(self.app, end_ms).await?;
         let organization = self.organization();
         let mut digests = std::collections::BTreeMap::new();
@@ -321,16 +333,20 @@ impl Work<'_> {
             let link = Link { bucket: trail.bucket.clone(), key: object, sha256, signature };
             digests.insert(owner.clone(), (link, text));
         }
-        let is_last =
-            self.ends_chains() && end_ms + ms(self.app.trails.settings.digest_interval) > self.now_ms;
+        let is_last = self.ends_chains() && end_ms + interval > self.now_ms;
         Ok(Window { end_ms, kms_key_id: trail.kms_key_id.clone(), digests, is_last })
     }
 
     /// Whether no further file will have to be in a digest.
     fn ends_chains(&self) -> bool {
         let Trail { logging, validation, .. } = &self.trail.value;
-        let drained = logging.stopped_ms.is_some_and(|stopped| self.delivery.value.taken_ms >= stopped);
-        !validation || !logging.on && drained
+        // A request that was under way at the end is logged a little later.
+        let settle = self.app.trails.settings.digest_interval.min(STEP_TIMEOUT);
+        let is_drained = |stopped: i64| {
+            let quiet_from = stopped + ms(settle);
+            self.delivery.value.taken_ms >= quiet_from || self.now_ms >= quiet_from && !self.is_behind()
+        };
+        !validation || !logging.on && logging.stopped_ms.is_some_and(is_drained)
     }
 
     async fn write_digests(&self, window: &Window) -> Result<()> {

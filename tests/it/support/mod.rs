@@ -29,7 +29,7 @@ pub use material::{KEK_BYTES, import, wrapped};
 pub use token::Token;
 
 /// Longer than anything here takes; what takes longer hangs.
-pub const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_secs(120);
 const STEP: Duration = Duration::from_millis(20);
 
 /// Waits until something is true.
