@@ -45,15 +45,16 @@ def _compiled():
         raise RuntimeError(f"protoc refuses {PROTO}")
     sys.path.insert(0, folder)
     load = lambda package: importlib.import_module(f"strongroom.{package}.v1.{package}_pb2")
-    return load("options"), load("kms"), load("cloudtrail"), load("organizations"), load("hsm")
+    return map(load, ["options", "kms", "cloudtrail", "organizations", "hsm", "admin"])
 
 
-options_pb2, kms_pb2, cloudtrail_pb2, organizations_pb2, hsm_pb2 = _compiled()
+options_pb2, kms_pb2, cloudtrail_pb2, organizations_pb2, hsm_pb2, admin_pb2 = _compiled()
 KMS = kms_pb2.DESCRIPTOR.services_by_name["KeyManagementService"]
 CLOUDTRAIL_DATA = cloudtrail_pb2.DESCRIPTOR.services_by_name["CloudTrailDataService"]
 CLOUDTRAIL = cloudtrail_pb2.DESCRIPTOR.services_by_name["CloudTrailService"]
 ORGANIZATIONS = organizations_pb2.DESCRIPTOR.services_by_name["OrganizationsService"]
 HSM = hsm_pb2.DESCRIPTOR.services_by_name["HsmService"]
+ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 OPERATIONS = {method.name: method for method in KMS.methods}
 
 
@@ -169,19 +170,19 @@ class Service:
             raise AttributeError(name)
         return lambda **members: self.call(method, message(method.input_type, **members))
 
-    def call(self, method, request):
+    def call(self, method, request, metadata=()):
         """Sends a message; raises KmsError."""
         self.secrets.update(_secrets(request))
-        answer = self.send(method, request.SerializeToString(), request)
+        answer = self.send(method, request.SerializeToString(), request, metadata)
         answer = method.output_type._concrete_class.FromString(answer)
         self.secrets.update(_secrets(answer))
         return answer
 
-    def send(self, method, data, request=None):
+    def send(self, method, data, request=None, metadata=()):
         """Sends bytes, which need not be a message, and gives the answer's bytes."""
         path = f"/{self.service.full_name}/{method.name}"
         try:
-            answer, call = self.channel.unary_unary(path).with_call(data, timeout=CALL_TIMEOUT_S)
+            answer, call = self.channel.unary_unary(path).with_call(data, CALL_TIMEOUT_S, metadata)
         except grpc.RpcError as error:
             raised = KmsError(error)
             self._note(raised.request_id, method, raised.name, request)
@@ -204,9 +205,9 @@ class Service:
         self.calls.append(Call(request_id, self.service.full_name, method.name, error, request))
 
 
-def connect():
+def connect(environment=os.environ):
     """A channel to where the environment says, as `strongroom dev` writes it."""
-    read = lambda name: Path(os.environ[name]).read_bytes()
+    read = lambda name: Path(environment[name]).read_bytes()
     credentials = grpc.ssl_channel_credentials(
         root_certificates=read("STRONGROOM_CA"),
         private_key=read("STRONGROOM_KEY"),
@@ -214,4 +215,4 @@ def connect():
     )
     # grpc's own retries would be calls that nobody sees.
     options = [("grpc.enable_retries", 0), ("grpc.max_receive_message_length", 8 << 20)]
-    return grpc.secure_channel(urlparse(os.environ["STRONGROOM_ENDPOINT"]).netloc, credentials, options)
+    return grpc.secure_channel(urlparse(environment["STRONGROOM_ENDPOINT"]).netloc, credentials, options)
