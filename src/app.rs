@@ -13,7 +13,7 @@ use crate::audit::history::History;
 use crate::audit::insights::Insights;
 use crate::audit::metric_filters::MetricFilters;
 use crate::audit::rules::Rules;
-use crate::audit::stream::Tail;
+use crate::audit::tail::Tail;
 use crate::audit::trail::Trails;
 use crate::brakes::Brakes;
 use crate::config::{Directory, HistorySettings};
@@ -46,8 +46,10 @@ pub struct App {
     pub identity: ClusterIdentity,
     /// The index of events.
     pub history: Arc<History>,
-    /// How long it goes back.
+    /// How long it and the log go back.
     pub history_settings: HistorySettings,
+    /// Written while the log's oldest events are removed, read while it is verified.
+    pub log_base: tokio::sync::RwLock<()>,
     /// What trails need while they run.
     pub trails: Trails,
     /// The newest events, for those who follow the log.

@@ -29,11 +29,12 @@ use crate::api::operators::{self, OperatorListener};
 use crate::api::tls::{ClientCaSettings, TlsSettings, TlsState};
 use crate::app::{App, Clock, Unrecorded};
 use crate::audit::head;
-use crate::audit::history::{self, History};
+use crate::audit::history::History;
 use crate::audit::insights::{self, Insights};
 use crate::audit::metric_filters::{self, MetricFilters};
+use crate::audit::retention;
 use crate::audit::rules::{self, RuleSet, Rules};
-use crate::audit::stream::Tail;
+use crate::audit::tail::Tail;
 use crate::audit::trail::{self, Trails};
 use crate::brakes::{self, Brakes};
 use crate::caller::{Credential, Principal};
@@ -257,6 +258,7 @@ async fn assemble(
         identity,
         history,
         history_settings: config.history.clone(),
+        log_base: Default::default(),
         trails: Trails::new(config.trail.clone(), &config.region),
         insights: Insights::new(config.insights.clone()),
         metric_filters: MetricFilters::new(config.metric_filters.clone()),
@@ -373,7 +375,7 @@ impl Background {
         let mut tasks = JoinSet::new();
         tasks.spawn(jobs::run(app.clone(), stop.clone()));
         tasks.spawn(trail::run(app.clone(), stop.clone()));
-        tasks.spawn(history::run(app.clone(), stop.clone()));
+        tasks.spawn(retention::run(app.clone(), stop.clone()));
         tasks.spawn(rules::run(app.clone(), stop.clone()));
         tasks.spawn(metric_filters::run(app.clone(), stop.clone()));
         tasks.spawn(insights::run(app.clone(), stop.clone()));

@@ -10,7 +10,7 @@ use strongroom::config::{Config, Flags};
 use strongroom::daemon;
 use strongroom::proto::kms::{KeySpec, KeyUsageType};
 use strongroom::store::{
-    Commit, Kind, Position, Row, RowId, SignedHead, Store, StoreError, StoredEvent, Writer,
+    Commit, Explained, Kind, Position, Row, RowId, SignedHead, Store, StoreError, StoredEvent, Writer,
 };
 use tokio::sync::watch;
 
@@ -152,6 +152,31 @@ impl Store for Forgetful {
 
     async fn hash_at(&self, position: Position) -> Result<Option<[u8; 32]>, StoreError> {
         self.0.hash_at(position).await
+    }
+
+    async fn explain(&self, said: Vec<Explained>) -> Result<(), StoreError> {
+        self.0.explain(said).await
+    }
+
+    async fn explained(
+        &self,
+        until: Position,
+        after: Option<&RowId>,
+        limit: u32,
+    ) -> Result<Vec<Explained>, StoreError> {
+        self.0.explained(until, after, limit).await
+    }
+
+    async fn replace_explained(&self, said: Vec<Explained>) -> Result<(), StoreError> {
+        self.0.replace_explained(said).await
+    }
+
+    async fn remove_until(&self, position: Position) -> Result<bool, StoreError> {
+        self.0.remove_until(position).await
+    }
+
+    async fn bytes_used(&self) -> Result<u64, StoreError> {
+        self.0.bytes_used().await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -12,14 +12,13 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::tail::{Logged, Reader};
 use crate::app::App;
 use crate::audit::trail::service_event;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::registry::{Draft, Held, Stored, from_store};
-use crate::store::{Commit, Kind, Position, RowId, Store, StoredEvent};
+use crate::store::{Commit, Kind, Position, RowId, Store};
 
-/// Events that are read at once.
-const READ_EVENTS: u32 = 256;
 /// The wait after the log moved, so that events of the same moment are read together.
 const READ_PAUSE: Duration = Duration::from_millis(3);
 /// How often a place is written down; after a crash as much is read again.
@@ -49,6 +48,20 @@ impl Cursor {
     /// The last position of a writer that was read.
     pub fn of(&self, writer: u32) -> Position {
         Position { writer, sequence: self.0.get(&writer).copied().unwrap_or(0) }
+    }
+
+    /// The last event before the first that was not read.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn place(&self, store: &dyn Store) -> Result<Position> {
+        for writer in store.writers().await.map_err(from_store)? {
+            let at = self.of(writer.id);
+            if !store.follow(at, 1).await.map_err(from_store)?.is_empty() {
+                return Ok(at);
+            }
+        }
+        Ok(*store.end().borrow())
     }
 
     /// Moves behind an event.
@@ -90,7 +103,7 @@ pub struct Follower {
     saved: Option<Held<Bookmark>>,
     saved_at: Instant,
     cursor: Cursor,
-    writers: Vec<u32>,
+    log: Reader,
     end: watch::Receiver<Position>,
 }
 
@@ -110,14 +123,14 @@ impl Follower {
             Some(held) => Bookmark::clone(&held.value).cursor,
             None => Cursor::at_end(&*app.store).await?,
         };
-        let writers = app.store.writers().await.map_err(from_store)?.into_iter().map(|writer| writer.id);
+        let from = cursor.place(&*app.store).await?;
         let mut follower = Follower {
             app: app.clone(),
             id,
             saved,
             saved_at: Instant::now(),
             cursor,
-            writers: writers.collect(),
+            log: app.tail.read(from),
             end: app.store.end(),
         };
         if follower.saved.is_none() {
@@ -131,39 +144,29 @@ impl Follower {
     /// # Errors
     /// When the store fails.
     pub async fn at_end(app: &Arc<App>) -> Result<Follower> {
+        let cursor = Cursor::at_end(&*app.store).await?;
         let end = app.store.end();
-        let own = end.borrow().writer;
+        let from = cursor.of(end.borrow().writer);
         Ok(Follower {
             app: app.clone(),
             id: bookmark(app, ""),
             saved: None,
             saved_at: Instant::now(),
-            cursor: Cursor::at_end(&*app.store).await?,
-            writers: vec![own],
+            cursor,
+            log: app.tail.read(from),
             end,
         })
     }
 
-    /// The next events, once there are any. They are read again until
-    /// [`Follower::pass`].
+    /// The next events, once there are any.
     ///
     /// # Errors
     /// When the store fails, or was closed.
-    pub async fn next(&mut self) -> Result<Vec<StoredEvent>> {
-        loop {
-            let own = self.end.borrow_and_update().writer;
-            for writer in &self.writers {
-                let after = self.cursor.of(*writer);
-                let events = self.app.store.follow(after, READ_EVENTS).await.map_err(from_store)?;
-                if !events.is_empty() {
-                    return Ok(events);
-                }
-            }
-            // The others' logs have ended.
-            self.writers = vec![own];
-            self.end.changed().await.map_err(|_| Error::internal("the store was closed"))?;
-            tokio::time::sleep(READ_PAUSE).await;
-        }
+    pub async fn next(&mut self) -> Result<Vec<Arc<Logged>>> {
+        let mut events = self.log.next().await?;
+        tokio::time::sleep(READ_PAUSE).await;
+        self.log.more(&mut events);
+        Ok(events)
     }
 
     /// Is done with everything up to an event.

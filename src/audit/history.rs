@@ -23,12 +23,11 @@ use futures::TryFutureExt as _;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 pub use attributes::{Attribute, Attributes, attributes, insights_of};
 use index::{Cursor, Index};
 
-use crate::app::App;
+use crate::audit::follow;
 use crate::store::{Position, Store, StoreError, StoredEvent};
 
 /// The index in the data folder.
@@ -40,8 +39,6 @@ const FEED_BATCH: u32 = 1_000;
 const FEED_PAUSE_MS: u64 = 100;
 /// The wait after the feed failed.
 const FEED_RETRY_MS: u64 = 1_000;
-/// How often what is too old is looked for.
-const TRIM_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long a lookup waits for the feed.
 const LOOKUP_WAIT_MS: u64 = 5_000;
 /// How long its query may take.
@@ -180,6 +177,17 @@ impl History {
         }
     }
 
+    /// How far the feed is; at the beginning where the index is made again.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub async fn cursor(&self) -> Result<follow::Cursor, StoreError> {
+        let index = self.shared.index.load_full();
+        let mut cursor = follow::Cursor::default();
+        blocking(move || index.cursors()).await?.into_iter().for_each(|known| cursor.pass(known.position));
+        Ok(cursor)
+    }
+
     async fn forget(&self, before_ms: i64) -> Result<(), StoreError> {
         loop {
             let index = self.shared.index.load_full();
@@ -187,21 +195,6 @@ impl History {
                 return Ok(());
             }
             tokio::task::yield_now().await;
-        }
-    }
-}
-
-/// Keeps the history within its limits until it is stopped.
-pub async fn run(app: Arc<App>, stop: CancellationToken) {
-    loop {
-        let now_ms = app.clock.now_ms();
-        let before_ms = now_ms.saturating_sub(app.history_settings.retention_ms());
-        if let Err(error) = app.history.trim(before_ms, now_ms, app.history_settings.bytes_max).await {
-            tracing::warn!(%error, "what is too old stays in the history");
-        }
-        tokio::select! {
-            () = sleep(TRIM_INTERVAL) => (),
-            () = stop.cancelled() => return,
         }
     }
 }

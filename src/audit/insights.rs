@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::audit::follow::Cursor;
 use crate::audit::trail::{InsightSelector, InsightType, Trail};
 use crate::config::InsightSettings;
 use crate::error::{Error, Result};
@@ -54,12 +55,19 @@ const FIRST_MS: i64 = 1_577_836_800_000;
 pub struct Insights {
     settings: InsightSettings,
     detector: Mutex<Detector>,
+    /// How far the log is counted.
+    cursor: Mutex<Cursor>,
 }
 
 impl Insights {
     /// Nothing is counted before [`run`].
     pub fn new(settings: InsightSettings) -> Insights {
-        Insights { settings, detector: Mutex::default() }
+        Insights { settings, detector: Mutex::default(), cursor: Mutex::default() }
+    }
+
+    /// How far the log is counted; none where it is not watched.
+    pub fn cursor(&self) -> Option<Cursor> {
+        self.settings.enabled.then(|| self.cursor.lock().clone())
     }
 
     /// The minute of a time, milliseconds since the epoch.
@@ -133,7 +141,7 @@ async fn pause(error: &Error, stop: &CancellationToken) {
 struct Work<'a> {
     app: &'a App,
     file: &'a std::path::Path,
-    cursor: crate::audit::follow::Cursor,
+    cursor: Cursor,
     saved_at: Instant,
     /// What is counted again before this minute is on the record already.
     quiet_until: u32,
@@ -163,13 +171,14 @@ impl Work<'_> {
         for writer in self.app.store.writers().await.map_err(from_store)? {
             loop {
                 let after = self.cursor.of(writer.id);
-                let events = self.app.store.events(after, EVENTS).await.map_err(from_store)?;
+                let events = self.app.store.follow(after, EVENTS).await.map_err(from_store)?;
                 let Some(last) = events.last() else { break };
                 self.cursor.pass(last.position);
                 self.count(&events).await?;
                 tokio::task::yield_now().await;
             }
         }
+        *self.app.insights.cursor.lock() = self.cursor.clone();
         // A call of the minute may be committed a moment after its end.
         let settled_ms =
             now_ms - i64::try_from(self.app.insights.settings.minute.as_millis() / 2).unwrap_or(0);

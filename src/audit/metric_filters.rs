@@ -13,10 +13,9 @@ use crate::app::App;
 use crate::audit::follow::Follower;
 use crate::audit::log_filter::{LogFilter, Selector};
 use crate::audit::pattern::Pattern;
-use crate::audit::rules::envelope;
+use crate::audit::tail::Logged;
 use crate::config::MetricFilterSettings;
 use crate::error::Result;
-use crate::store::StoredEvent;
 
 /// Sets of dimensions' values of one filter that have a counter of their own.
 const VALUES_MAX: usize = 1_000;
@@ -77,6 +76,7 @@ async fn count(app: &Arc<App>, log: &mut Option<Follower>, mut filters: Vec<Filt
     loop {
         if let Err(error) = follow(app, log, &mut filters).await {
             tracing::warn!(%error, "metric filters cannot follow the log; they are tried again");
+            *log = None;
             tokio::time::sleep(RETRY_WAIT).await;
         }
     }
@@ -93,7 +93,7 @@ async fn follow(app: &Arc<App>, log: &mut Option<Follower>, filters: &mut [Filte
             filters.iter_mut().for_each(|filter| filter.count(event));
         }
         if let Some(last) = events.last() {
-            log.pass(last.position);
+            log.pass(last.stored.position);
         }
     }
 }
@@ -129,12 +129,11 @@ impl Filter {
         })
     }
 
-    fn count(&mut self, stored: &StoredEvent) {
-        // Nobody but us writes records.
-        let Ok(event) = envelope(stored) else { return };
+    fn count(&mut self, logged: &Logged) {
+        let event = logged.envelope();
         let record = event.get("detail").unwrap_or(&Value::Null);
         let matches = match &self.wanted {
-            Wanted::Pattern(pattern) => pattern.matches(&event),
+            Wanted::Pattern(pattern) => pattern.matches(event),
             Wanted::Filter(filter) => filter.matches(record),
         };
         if !matches {
@@ -160,7 +159,7 @@ impl Filter {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::store::Position;
+    use crate::store::{Position, StoredEvent};
 
     #[test]
     fn a_filter_has_so_many_counters_and_no_more() {
@@ -174,16 +173,17 @@ mod tests {
         for number in 0..VALUES_MAX + 50 {
             for name in ["Decrypt", "Encrypt"] {
                 let record = serde_json::json!({
-                    "eventName": name, "userIdentity": {"arn": format!("{name}{number}")},
+                    "eventID": "e", "recipientAccountId": "a", "eventName": name, "userIdentity": {"arn": format!("{name}{number}")},
                 });
-                filter.count(&StoredEvent {
+                let stored = StoredEvent {
                     position: Position { writer: 1, sequence: 1 },
                     id: String::new(),
                     time_ms: 0,
                     record: record.to_string().into(),
                     effects: String::new(),
                     hash: [0; 32],
-                });
+                };
+                filter.count(&Logged::read(stored).unwrap());
             }
         }
         assert_eq!(filter.known.len(), VALUES_MAX);

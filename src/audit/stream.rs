@@ -1,39 +1,24 @@
-//! The live tail: every event of an account in the log's order, from a
+//! The live stream: every event of an account in the log's order, from a
 //! position on, so that a client that comes back misses nothing and sees
 //! nothing twice.
 //!
-//! ```text
-//! store ──► Tail: reads the newest events once ──► subscribers that are there
-//!   └────────────────────────────────────────────► a subscriber that is behind
-//! ```
-//!
-//! Each subscriber has its own cursor, and goes no faster than its client takes
-//! what it is sent: a slow client slows nobody else, and reads what it missed
-//! from the store.
+//! Each subscriber goes no faster than its client takes what it is sent: a slow
+//! client slows nobody else, and reads what it missed from the store.
 
 use std::collections::HashSet;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::Value;
-use tokio::sync::{broadcast, mpsc};
-use tokio::task::AbortHandle;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::tail::{Logged, Reader, Tail};
 use crate::audit::pattern::Pattern;
-use crate::audit::rules::envelope;
 use crate::error::{Error, Result};
 use crate::key::arn::Arn;
 use crate::proto::cloudtrail::{Event, Resource, StreamEventsResponse};
-use crate::store::{Position, Store, StoredEvent};
+use crate::store::{Position, StoredEvent};
 
-const READ_EVENTS: u32 = 256;
-/// Batches of the newest events that are kept for subscribers, each of at most
-/// `READ_EVENTS`.
-const TAIL_BATCHES: usize = 64;
-/// The wait after the store failed.
-const TAIL_RETRY: Duration = Duration::from_secs(1);
 /// Events that wait for a slow client.
 const WAITING_EVENTS: usize = 64;
 
@@ -182,175 +167,49 @@ pub struct Subscription {
     pub events: mpsc::Receiver<Result<StreamEventsResponse>>,
 }
 
-/// An event that was read.
-struct Logged {
-    stored: StoredEvent,
-    seen: Seen,
-    /// As EventBridge has it, once somebody asks by a pattern.
-    envelope: OnceLock<Value>,
-}
-
-impl Logged {
-    fn read(stored: StoredEvent) -> Result<Logged> {
-        let seen = Seen::read(&stored.record)?;
-        Ok(Logged { stored, seen, envelope: OnceLock::new() })
-    }
-
-    fn envelope(&self) -> &Value {
-        self.envelope.get_or_init(|| envelope(&self.stored).unwrap_or_default())
-    }
-}
-
-/// The newest part of the log, read once for all who follow it.
-pub struct Tail {
-    store: Arc<dyn Store>,
-    batches: broadcast::Sender<Arc<[Logged]>>,
-    reader: AbortHandle,
-}
-
-impl Tail {
-    /// Begins to follow the log.
-    pub fn start(store: Arc<dyn Store>) -> Tail {
-        let (batches, _) = broadcast::channel(TAIL_BATCHES);
-        let reader = tokio::spawn(follow(store.clone(), batches.clone())).abort_handle();
-        Tail { store, batches, reader }
-    }
-
-    /// Begins to send every event after `from` that the filter lets through.
-    pub fn subscribe(
-        self: &Arc<Self>,
-        from: Position,
-        filter: Filter,
-        stop: CancellationToken,
-    ) -> Subscription {
-        let (sender, events) = mpsc::channel(WAITING_EVENTS);
-        let tail = self.clone();
-        tokio::spawn(async move {
-            let mut subscriber = Subscriber { tail, cursor: from, filter, sender: sender.clone() };
-            let end = tokio::select! {
-                result = subscriber.run() => result,
-                () = stop.cancelled() => Err(Error::new(
-                    crate::error::Exception::KeyUnavailable,
-                    "The service is stopping; resume from the last position.",
-                )),
-                () = sender.closed() => Ok(()),
-            };
-            if let Err(error) = end {
-                // The client may be gone: then there is nobody to tell.
-                let _ = sender.send(Err(error)).await;
-            }
-        });
-        Subscription { events }
-    }
-}
-
-impl Drop for Tail {
-    fn drop(&mut self) {
-        self.reader.abort();
-    }
-}
-
-/// Reads what is appended, as long as somebody listens.
-async fn follow(store: Arc<dyn Store>, batches: broadcast::Sender<Arc<[Logged]>>) {
-    let mut end = store.end();
-    let mut cursor = *end.borrow_and_update();
-    while end.changed().await.is_ok() {
-        let until = *end.borrow_and_update();
-        while cursor < until {
-            if batches.receiver_count() == 0 {
-                // A subscriber that comes in this moment sees the gap.
-                cursor = until;
-                continue;
-            }
-            match store.follow(cursor, READ_EVENTS).await {
-                Ok(events) => {
-                    cursor = events.last().map_or(until, |last| last.position);
-                    // What cannot be read is missing: a gap, behind which each
-                    // subscriber looks for itself.
-                    let logged = events.into_iter().filter_map(|event| Logged::read(event).ok());
-                    // Nobody may be there any more.
-                    let _ = batches.send(logged.collect());
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the newest events cannot be read");
-                    tokio::time::sleep(TAIL_RETRY).await;
-                }
-            }
-        }
-    }
-}
-
 /// One subscription at work.
 struct Subscriber {
-    tail: Arc<Tail>,
-    /// The last event that was looked at.
-    cursor: Position,
+    log: Reader,
     filter: Filter,
     sender: mpsc::Sender<Result<StreamEventsResponse>>,
 }
 
 impl Subscriber {
     async fn run(&mut self) -> Result<()> {
-        // Before the store is read, so that nothing falls between.
-        let mut newest = self.tail.batches.subscribe();
-        self.catch_up().await?;
         loop {
-            match newest.recv().await {
-                Ok(batch) => {
-                    let known = self.cursor;
-                    for logged in batch.iter().filter(|logged| logged.stored.position > known) {
-                        if !self.is_next(logged.stored.position) {
-                            self.catch_up().await?;
-                            break;
-                        }
-                        self.look_at(logged).await?;
-                    }
+            for logged in self.log.next().await? {
+                if self.filter.lets_through(&logged) {
+                    let response = StreamEventsResponse {
+                        position: Some(token(logged.stored.position)),
+                        event: Some(logged.seen.event(&logged.stored)),
+                    };
+                    // Without its receiver the subscription is about to end.
+                    let _ = self.sender.send(Ok(response)).await;
                 }
-                // Too slow: what was missed is in the store.
-                Err(broadcast::error::RecvError::Lagged(_)) => self.catch_up().await?,
-                Err(broadcast::error::RecvError::Closed) => return Ok(()),
             }
         }
     }
+}
 
-    fn is_next(&self, position: Position) -> bool {
-        position == Position { sequence: self.cursor.sequence + 1, ..self.cursor }
-    }
-
-    /// Reads from the store up to the log's end.
-    async fn catch_up(&mut self) -> Result<()> {
-        let store = self.tail.store.clone();
-        let end = store.end();
-        loop {
-            let until = *end.borrow();
-            if self.cursor >= until {
-                return Ok(());
-            }
-            let events = store.follow(self.cursor, READ_EVENTS).await.map_err(crate::registry::from_store)?;
-            if events.is_empty() {
-                // A writer's log has ended; the next one's goes on after it.
-                self.cursor = Position { writer: self.cursor.writer + 1, sequence: 0 };
-            }
-            for event in events {
-                self.look_at(&Logged::read(event)?).await?;
-            }
+/// Begins to send every event after `from` that the filter lets through.
+pub fn subscribe(tail: &Arc<Tail>, from: Position, filter: Filter, stop: CancellationToken) -> Subscription {
+    let (sender, events) = mpsc::channel(WAITING_EVENTS);
+    let mut subscriber = Subscriber { log: tail.read(from), filter, sender: sender.clone() };
+    tokio::spawn(async move {
+        let end = tokio::select! {
+            result = subscriber.run() => result,
+            () = stop.cancelled() => Err(Error::new(
+                crate::error::Exception::KeyUnavailable,
+                "The service is stopping; resume from the last position.",
+            )),
+            () = sender.closed() => Ok(()),
+        };
+        if let Err(error) = end {
+            // The client may be gone: then there is nobody to tell.
+            let _ = sender.send(Err(error)).await;
         }
-    }
-
-    /// Sends an event that the filter lets through.
-    async fn look_at(&mut self, logged: &Logged) -> Result<()> {
-        let Logged { stored, seen, .. } = logged;
-        self.cursor = stored.position;
-        if self.filter.lets_through(logged) {
-            let response = StreamEventsResponse {
-                position: Some(token(stored.position)),
-                event: Some(seen.event(stored)),
-            };
-            // Without its receiver the subscription is about to end.
-            let _ = self.sender.send(Ok(response)).await;
-        }
-        Ok(())
-    }
+    });
+    Subscription { events }
 }
 
 #[cfg(test)]

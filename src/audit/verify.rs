@@ -6,13 +6,14 @@ use std::collections::{HashMap, HashSet};
 
 use tokio::time::Instant;
 
+use super::retention;
 use crate::app::App;
 use crate::error::Result;
 use crate::hsm::{Curve, Hash, Material, Scheme};
 use crate::key::public;
 use crate::proto::cloudtrail::VerifyEventsResponse;
 use crate::registry::from_store;
-use crate::store::{Effect, Kind, Position, Row, RowId, SignedHead, verify_chain};
+use crate::store::{Base, Effect, Kind, Position, Row, RowId, SignedHead, verify_chain};
 
 const READ_ROWS: u32 = 512;
 /// How often a row that does not fit is looked at again.
@@ -21,20 +22,23 @@ const LOOKS: usize = 3;
 /// Checks everything, and has rows refused that the log contradicts;
 /// `expected` is a head that was kept outside.
 pub async fn verify(app: &App, expected: Option<&str>, deadline: Instant) -> Result<VerifyEventsResponse> {
+    let _begins_here = app.log_base.read().await;
+    let base = retention::base(app, deadline).await?;
     let mut last: Option<SignedHead> = None;
     let mut check = |head: &SignedHead| {
         last = Some(head.clone());
         check_head(app, head)
     };
-    let chain = verify_chain(&*app.store, &mut check).await.map_err(from_store)?;
+    let chain = verify_chain(&*app.store, base.as_ref(), &mut check).await.map_err(from_store)?;
     let mut findings: Vec<String> = chain.findings.iter().map(ToString::to_string).collect();
     if chain.more_findings > 0 {
         findings.push(format!("{} more findings are not listed", chain.more_findings));
     }
     let read_to = chain.last.map_or(Position { writer: 1, sequence: 0 }, |(position, _)| position);
-    let rows = rows(app, &mut Said { rows: chain.row_effects, read_to }, &mut findings, deadline).await?;
+    let mut said = Said { rows: chain.row_effects, read_to, is_whole: findings.is_empty() };
+    let rows = rows(app, &mut said, &mut findings, deadline).await?;
     if let Some(expected) = expected {
-        contains(app, expected, &mut findings).await?;
+        contains(app, base.as_ref(), expected, &mut findings).await?;
     }
     let end = chain.last.map_or(Position { writer: 0, sequence: 0 }, |(position, _)| position);
     let signed = last
@@ -47,12 +51,14 @@ pub async fn verify(app: &App, expected: Option<&str>, deadline: Instant) -> Res
         signed_heads: i64::try_from(chain.heads).ok(),
         unsigned_events: i64::try_from(end.sequence.saturating_sub(signed)).ok(),
         head: last.map(|head| format!("{}:{}", super::stream::token(head.position), hex::encode(head.hash))),
+        base: base.map(|base| format!("{}:{}", super::stream::token(base.position), hex::encode(base.hash))),
         head_public_key: Some(pem(&app.identity.head_public_key.0)),
         findings,
     })
 }
 
-fn check_head(app: &App, head: &SignedHead) -> Result<(), String> {
+/// Why a head's signature is not good.
+pub(super) fn check_head(app: &App, head: &SignedHead) -> Result<(), String> {
     let digest = public::digest(Hash::Sha256, head.message().as_bytes());
     let spki = &app.identity.head_public_key.0;
     let material = Material::Ec(Curve::P256);
@@ -107,6 +113,8 @@ struct Said {
     rows: HashMap<RowId, (u64, String)>,
     /// The last event that it is from.
     read_to: Position,
+    /// Whether nothing was found in the log itself.
+    is_whole: bool,
 }
 
 /// What is wrong with a row.
@@ -165,20 +173,31 @@ impl Said {
             Some(_) => None,
             // An intent answers nobody and has no event.
             None if id.kind == Kind::Intent => None,
-            None => Some(Oddity { text: format!("row {id} is in no event"), contradicts: false }),
+            // Where nothing is missing, it is one that was removed long ago.
+            None => Some(Oddity { text: format!("row {id} is in no event"), contradicts: self.is_whole }),
         })
     }
 }
 
 /// Whether the log still contains a head that was kept outside.
-async fn contains(app: &App, expected: &str, findings: &mut Vec<String>) -> Result<()> {
+async fn contains(app: &App, base: Option<&Base>, expected: &str, findings: &mut Vec<String>) -> Result<()> {
     let parsed =
         expected.split_once(':').and_then(|(token, hash)| Some((super::stream::position(token)?, hash)));
     let Some((position, hash)) = parsed else {
         findings.push("The expected head is not of the form position:hash.".to_owned());
         return Ok(());
     };
-    match app.store.hash_at(position).await.map_err(from_store)? {
+    if base.is_some_and(|base| position < base.position) {
+        findings.push(format!(
+            "The log begins after the expected head {expected}: whether it contained it cannot be told"
+        ));
+        return Ok(());
+    }
+    let found = match base.filter(|base| base.position == position) {
+        Some(base) => Some(base.hash),
+        None => app.store.hash_at(position).await.map_err(from_store)?,
+    };
+    match found {
         Some(found) if hex::encode(found) == hash => (),
         _ => findings.push(format!(
             "The log does not contain the expected head {expected}: it was rolled back or rewritten"

@@ -364,7 +364,7 @@ impl Default for S3Settings {
     }
 }
 
-/// `[history]`: what LookupEvents finds. The event log itself stays.
+/// `[history]`: how long events are kept, and LookupEvents finds them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HistorySettings {
@@ -375,6 +375,15 @@ pub struct HistorySettings {
     /// never. Default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_max: Option<u64>,
+    /// What the database, which has the log, may use; the oldest events go
+    /// first. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_bytes_max: Option<u64>,
+    /// Whether the log keeps what the index forgets. Default `false`.
+    pub keep_log: bool,
+    /// How often what is too old is looked for. Default `"1h"`.
+    #[serde(with = "values::interval")]
+    pub trim_interval: Duration,
 }
 
 impl HistorySettings {
@@ -386,7 +395,13 @@ impl HistorySettings {
 
 impl Default for HistorySettings {
     fn default() -> Self {
-        HistorySettings { retention: Duration::from_secs(90 * 24 * 3600), bytes_max: None }
+        HistorySettings {
+            retention: Duration::from_secs(90 * 24 * 3600),
+            bytes_max: None,
+            log_bytes_max: None,
+            keep_log: false,
+            trim_interval: Duration::from_secs(3600),
+        }
     }
 }
 

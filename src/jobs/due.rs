@@ -18,15 +18,10 @@ const PAGE: u32 = 1000;
 /// Does what is due; deletions only while the clock can be believed, as they
 /// cannot be undone.
 pub(super) async fn run(app: &App) -> Result<()> {
-    let now_ms = app.clock.now_ms();
-    let jumped = app.clock_gate.look(now_ms, app.recorded_ms);
-    let due = app.store.due(Kind::Key, now_ms, PAGE).await.map_err(from_store)?;
-    let (doomed, others): (Vec<Row>, Vec<Row>) = due.into_iter().partition(is_doomed);
+    look_at_clock(app).await?;
+    let (doomed, others) = due(app).await?;
     let suspended = app.clock_gate.is_suspended();
     metrics::gauge!("strongroom_deletions_suspended").set(if suspended { 1.0 } else { 0.0 });
-    if jumped {
-        deletion::suspend(app, doomed.len()).await?;
-    }
     for row in others {
         act(app, row).await;
     }
@@ -38,6 +33,23 @@ pub(super) async fn run(app: &App) -> Result<()> {
     }
     // What the deleted rows left in the database's journal.
     app.store.scrub().await.map_err(from_store)
+}
+
+/// Has what cannot be undone wait where the clock jumped, and says so.
+///
+/// # Errors
+/// When the store fails.
+pub async fn look_at_clock(app: &App) -> Result<()> {
+    match app.clock_gate.look(app.clock.now_ms(), app.recorded_ms) {
+        true => deletion::suspend(app, due(app).await?.0.len()).await,
+        false => Ok(()),
+    }
+}
+
+/// Keys that are to be deleted now, and others that are due.
+async fn due(app: &App) -> Result<(Vec<Row>, Vec<Row>)> {
+    let due = app.store.due(Kind::Key, app.clock.now_ms(), PAGE).await.map_err(from_store)?;
+    Ok(due.into_iter().partition(is_doomed))
 }
 
 /// Whether the row says that its key is to be deleted. Only whoever acts on it

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 pub use clock::ClockGate;
+pub use due::look_at_clock;
 pub use intent::Intent;
 
 use crate::app::App;

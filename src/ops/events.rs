@@ -141,7 +141,7 @@ impl Operation for StreamEvents {
             pattern: request.event_pattern.as_deref().map(pattern).transpose()?,
         };
         let from = from(call, request).await?;
-        Ok(call.app.tail.subscribe(from, filter, call.app.stopping.clone()))
+        Ok(stream::subscribe(&call.app.tail, from, filter, call.app.stopping.clone()))
     }
 }
 

@@ -95,6 +95,31 @@ pub trait Store: Send + Sync + 'static {
     /// The hash of the event at a position, None where there is none.
     async fn hash_at(&self, position: Position) -> Result<Option<[u8; 32]>, StoreError>;
 
+    /// Keeps what events said of rows, before they are removed. It counts once
+    /// the log begins behind them.
+    async fn explain(&self, said: Vec<Explained>) -> Result<(), StoreError>;
+
+    /// Of each row the last of what was kept up to a position, in the order of
+    /// their names (the kinds' by their texts), after `after`, at most `limit`;
+    /// of removed rows too.
+    async fn explained(
+        &self,
+        until: Position,
+        after: Option<&RowId>,
+        limit: u32,
+    ) -> Result<Vec<Explained>, StoreError>;
+
+    /// Forgets what of the same rows was kept before these, and of those that
+    /// were removed everything.
+    async fn replace_explained(&self, said: Vec<Explained>) -> Result<(), StoreError>;
+
+    /// Removes a part of the events and heads up to a position; whether there
+    /// may be more. The log's last event must stay.
+    async fn remove_until(&self, position: Position) -> Result<bool, StoreError>;
+
+    /// Bytes that the database uses of its file.
+    async fn bytes_used(&self) -> Result<u64, StoreError>;
+
     /// Whether the database answers.
     async fn ping(&self) -> Result<(), StoreError>;
 

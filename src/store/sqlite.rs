@@ -42,7 +42,9 @@ use recent::Recent;
 pub(crate) use sql::{pack, unpack};
 use writer::{Job, WriterThread};
 
-use super::{Commit, Kind, Position, Row, RowId, SignedHead, Store, StoreError, StoredEvent, Writer};
+use super::{
+    Commit, Explained, Kind, Position, Row, RowId, SignedHead, Store, StoreError, StoredEvent, Writer,
+};
 
 /// The database in the data folder.
 const DATABASE_FILE: &str = "strongroom.sqlite";
@@ -416,6 +418,31 @@ impl Store for SqliteStore {
 
     async fn hash_at(&self, position: Position) -> Result<Option<[u8; 32]>, StoreError> {
         self.read(sql::hash_at(&self.readers, position)).await
+    }
+
+    async fn explain(&self, said: Vec<Explained>) -> Result<(), StoreError> {
+        self.ask(|reply| Job::Explain { said, reply }).await
+    }
+
+    async fn explained(
+        &self,
+        until: Position,
+        after: Option<&RowId>,
+        limit: u32,
+    ) -> Result<Vec<Explained>, StoreError> {
+        self.read(sql::explained(&self.readers, until, after, limit)).await
+    }
+
+    async fn replace_explained(&self, said: Vec<Explained>) -> Result<(), StoreError> {
+        self.ask(|reply| Job::ReplaceExplained { said, reply }).await
+    }
+
+    async fn remove_until(&self, position: Position) -> Result<bool, StoreError> {
+        self.ask(|reply| Job::RemoveUntil { position, reply }).await
+    }
+
+    async fn bytes_used(&self) -> Result<u64, StoreError> {
+        self.read(sql::bytes_used(&self.readers)).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -42,6 +42,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The kind of this text.
+    pub fn parse(text: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+
     /// Every kind.
     pub const ALL: [Kind; 14] = [
         Kind::Key,
@@ -284,6 +289,15 @@ pub struct Effect {
     pub version: u64,
     /// Its MAC in hex; empty where it was removed.
     pub mac: String,
+}
+
+/// What an event said of a row, kept when the event is removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explained {
+    /// Where the event stood.
+    pub position: Position,
+    /// What it said.
+    pub effect: Effect,
 }
 
 /// Why the store did not do what it was asked.

@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 
-use super::{GENESIS_HASH, Position, RowId, SignedHead, Store, StoreError, StoredEvent, Writer};
+use sha2::{Digest as _, Sha256};
+
+use super::{Effect, GENESIS_HASH, Position, RowId, SignedHead, Store, StoreError, StoredEvent, Writer};
 
 /// Events and heads that are read at once.
 const BATCH: u32 = 500;
@@ -35,6 +37,8 @@ pub enum Finding {
         /// The event.
         position: Position,
     },
+    /// What is kept of what removed events said of rows is not what was kept.
+    Explained,
     /// A signed head has another hash than the event that it names.
     HeadDiffers {
         /// What the head signs.
@@ -65,6 +69,7 @@ impl std::fmt::Display for Finding {
                 write!(f, "events from {writer}/{from} on are missing")
             }
             Finding::Effects { position } => write!(f, "the effects of event {position} are unreadable"),
+            Finding::Explained => write!(f, "what removed events said of rows was changed"),
             Finding::HeadDiffers { position } => {
                 write!(f, "event {position} is not the one whose hash was signed")
             }
@@ -73,6 +78,18 @@ impl std::fmt::Display for Finding {
             }
         }
     }
+}
+
+/// Where a log begins whose oldest events were removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base {
+    /// The last event that was removed; sequence 0 where it was of the writer
+    /// before.
+    pub position: Position,
+    /// Its hash, on which the log goes on.
+    pub hash: [u8; 32],
+    /// [`explained`] up to it.
+    pub explained: [u8; 32],
 }
 
 /// What [`verify_chain`] found.
@@ -94,35 +111,76 @@ pub struct ChainReport {
     pub row_effects: HashMap<RowId, (u64, String)>,
 }
 
-/// Reads the whole log, of all writers, up to where it ends at the call.
+/// Reads the whole log, of all writers, from its base up to where it ends at the
+/// call.
 ///
 /// `check_head` is shown each signed head and says why its signature is not
 /// good. MACs of rows are the caller's to compare with
 /// [`ChainReport::row_effects`].
 pub async fn verify_chain(
     store: &dyn Store,
+    base: Option<&Base>,
     check_head: &mut (dyn FnMut(&SignedHead) -> Result<(), String> + Send),
 ) -> Result<ChainReport, StoreError> {
     let mut report = ChainReport::default();
+    if let Some(base) = base {
+        let known = &mut report.row_effects;
+        let mut keep = |said: Effect| drop(known.insert(said.row, (said.version, said.mac)));
+        if explained(store, base.position, &mut keep).await? != base.explained {
+            report.note(Finding::Explained);
+        }
+    }
     // Before the writers are read, so that the end is one that they all had.
     let end = *store.end().borrow();
-    for writer in store.writers().await? {
-        verify_events(store, writer, end, &mut report).await?;
-        verify_heads(store, writer, check_head, &mut report).await?;
+    let first = base.map_or(0, |base| base.position.writer);
+    for writer in store.writers().await?.into_iter().filter(|writer| writer.id >= first) {
+        let base = base.filter(|base| base.position.writer == writer.id);
+        verify_events(store, writer, base, end, &mut report).await?;
+        verify_heads(store, writer, base, check_head, &mut report).await?;
     }
     Ok(report)
+}
+
+/// Shows what removed events up to a position last said of each row that they
+/// did not remove; SHA-256 over all of it, each field behind its length.
+///
+/// # Errors
+/// When the store fails.
+pub async fn explained(
+    store: &dyn Store,
+    until: Position,
+    each: &mut (dyn FnMut(Effect) + Send),
+) -> Result<[u8; 32], StoreError> {
+    let (mut hash, mut after) = (Sha256::new(), None);
+    loop {
+        let page = store.explained(until, after.as_ref(), BATCH).await?;
+        let Some(last) = page.last() else { return Ok(hash.finalize().into()) };
+        after = Some(last.effect.row.clone());
+        for said in page.into_iter().filter(|said| said.effect.version > 0) {
+            let Effect { row: RowId { kind, region, account, id }, version, mac } = &said.effect;
+            let version = version.to_string();
+            for field in [kind.as_str(), region, account, id, &version, mac] {
+                hash.update((field.len() as u64).to_be_bytes());
+                hash.update(field);
+            }
+            each(said.effect);
+        }
+    }
 }
 
 async fn verify_events(
     store: &dyn Store,
     writer: Writer,
+    base: Option<&Base>,
     end: Position,
     report: &mut ChainReport,
 ) -> Result<(), StoreError> {
-    let mut at = Position { writer: writer.id, sequence: 0 };
-    let mut previous = match writer.follows {
-        None => Some(GENESIS_HASH),
-        Some(follows) => {
+    let beginning = Position { writer: writer.id, sequence: 0 };
+    let mut at = base.map_or(beginning, |base| base.position);
+    let mut previous = match (base, writer.follows) {
+        (Some(base), _) => Some(base.hash),
+        (None, None) => Some(GENESIS_HASH),
+        (None, Some(follows)) => {
             let hash = store.hash_at(follows).await?;
             // What a later writer went on after was there. If the rest of the
             // older log is gone, this is where it shows.
@@ -154,10 +212,11 @@ async fn verify_events(
 async fn verify_heads(
     store: &dyn Store,
     writer: Writer,
+    base: Option<&Base>,
     check_head: &mut (dyn FnMut(&SignedHead) -> Result<(), String> + Send),
     report: &mut ChainReport,
 ) -> Result<(), StoreError> {
-    let mut after = Position { writer: writer.id, sequence: 0 };
+    let mut after = base.map_or(Position { writer: writer.id, sequence: 0 }, |base| base.position);
     loop {
         let heads = store.heads(after, BATCH).await?;
         let Some(last) = heads.last() else { return Ok(()) };

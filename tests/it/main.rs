@@ -33,6 +33,7 @@ mod multi_region;
 mod operated;
 mod outage;
 mod policy;
+mod retention;
 mod rights;
 mod rotation;
 mod secrecy;

@@ -84,7 +84,7 @@ pub fn events_only(ids: &[&str]) -> Commit {
 
 /// The chain's report, with every signature taken for good.
 pub async fn verified(store: &dyn Store) -> ChainReport {
-    verify_chain(store, &mut |_| Ok(())).await.unwrap()
+    verify_chain(store, None, &mut |_| Ok(())).await.unwrap()
 }
 
 const WRITER_1: Position = Position { writer: 1, sequence: 0 };
@@ -334,7 +334,7 @@ async fn signed_heads_are_compared_with_the_log(database: &impl Database) {
         6 => Err("not ours".to_owned()),
         _ => Ok(()),
     };
-    let report = verify_chain(store.as_ref(), &mut refuse_third).await.unwrap();
+    let report = verify_chain(store.as_ref(), None, &mut refuse_third).await.unwrap();
     let at = |sequence| Position { writer: 1, sequence };
     let wanted = [
         Finding::HeadDiffers { position: at(2) },

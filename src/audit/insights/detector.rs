@@ -18,6 +18,9 @@ const SERIES_MAX: usize = 5_000;
 /// Minutes with something in them that all series together remember.
 const MINUTES_MAX: usize = 4_000_000;
 
+/// Minutes by which a call may be on the record late.
+const LATE: u32 = 2;
+
 /// What a series counts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Subject {
@@ -67,7 +70,11 @@ impl Detector {
     /// Counts calls of a subject.
     pub fn note(&mut self, minute: u32, subject: Subject, values: [(&str, &str); 3], calls: u32) {
         self.since.get_or_insert(minute);
-        // A clock that was set back does not undo what was judged.
+        // A clock that was set back does not undo what was judged; nor is all
+        // that comes until it is there again a burst of one minute.
+        if minute + LATE < self.judged {
+            return;
+        }
         let minute = minute.max(self.judged + 1);
         self.series.entry(subject).or_default().note(minute, values, calls);
     }
@@ -75,6 +82,10 @@ impl Detector {
     /// Judges every minute up to this one, which is over; `learning` minutes must
     /// have passed since the first.
     pub fn judge(&mut self, until: u32, learning: u32) -> Vec<Finding> {
+        // The clock was ahead for longer than it may take to be there again.
+        if until + DAY < self.judged {
+            *self = Detector::default();
+        }
         let Some(since) = self.since else { return Vec::new() };
         // After a long time away only the last day is looked at.
         let from = (self.judged + 1).max(since).max(until.saturating_sub(DAY));

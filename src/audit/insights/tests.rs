@@ -210,3 +210,32 @@ fn it_goes_on_from_what_was_written_down() {
     let again: Detector = serde_json::from_str(&text).unwrap();
     assert_eq!(serde_json::to_string(&again).unwrap(), text);
 }
+
+/// Each call counts where the clock says; judged is what is over.
+fn pass(detector: &mut Detector, minutes: std::ops::Range<u32>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for minute in minutes {
+        detector.note(minute, subject("Encrypt"), VALUES, 20);
+        found.extend(detector.judge(minute, DAY));
+    }
+    found
+}
+
+#[test]
+fn a_clock_that_is_set_back_or_forth_by_minutes_is_not_unusual() {
+    let mut detector = Detector::default();
+    let mut found = pass(&mut detector, 0..3 * DAY);
+    found.extend(pass(&mut detector, 3 * DAY - 30..3 * DAY + 60));
+    found.extend(pass(&mut detector, 3 * DAY + 90..4 * DAY));
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn a_clock_that_was_a_year_ahead_blinds_nobody_for_a_year() {
+    let mut detector = Detector::default();
+    pass(&mut detector, 0..2 * DAY);
+    pass(&mut detector, 365 * DAY..365 * DAY + 10);
+    assert!(pass(&mut detector, 2 * DAY..4 * DAY).is_empty());
+    detector.note(4 * DAY, subject("Encrypt"), VALUES, 2000);
+    assert_eq!(detector.judge(4 * DAY, DAY).len(), 1);
+}

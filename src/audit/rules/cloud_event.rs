@@ -23,7 +23,7 @@ pub fn cloud_event(delivery: &Delivery) -> Value {
         // Extensions: letters only.
         "rules": delivery.rules.join(","),
         "detailtype": delivery.text("/detail-type"),
-        "data": delivery.event.get("detail"),
+        "data": delivery.event().get("detail"),
     });
     let subject = delivery.text("/resources/0");
     if let (Some(members), false) = (event.as_object_mut(), subject.is_empty()) {

@@ -33,7 +33,7 @@ impl DeadLetters {
     /// Writes one down.
     pub async fn keep(&self, delivery: &Delivery, why: &str) {
         let line = json!({
-            "target": self.target, "rules": delivery.rules, "reason": why, "event": delivery.event,
+            "target": self.target, "rules": delivery.rules, "reason": why, "event": delivery.event(),
         });
         if let Err(error) = self.write(&format!("{line}\n")).await {
             tracing::error!(

@@ -49,7 +49,7 @@ impl EventBus {
     }
 
     fn entry(&self, delivery: &Delivery) -> Value {
-        let event = &delivery.event;
+        let event = delivery.event();
         let source = delivery.text("/source");
         let source = match source.strip_prefix("aws.") {
             Some(service) => format!("{}.{service}", self.source_prefix),
@@ -59,7 +59,7 @@ impl EventBus {
             "EventBusName": self.bus,
             "Source": source,
             "DetailType": event.get("detail-type"),
-            "Time": delivery.time_ms as f64 / 1000.0,
+            "Time": delivery.time_ms() as f64 / 1000.0,
             "Resources": event.get("resources"),
             "Detail": event.get("detail").map(Value::to_string),
         })

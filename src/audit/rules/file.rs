@@ -22,7 +22,7 @@ impl LocalFile {
 
     /// Appends events, durably.
     pub async fn send(&self, deliveries: &[Delivery]) -> Vec<Outcome> {
-        let lines: String = deliveries.iter().map(|delivery| format!("{}\n", delivery.event)).collect();
+        let lines: String = deliveries.iter().map(|delivery| format!("{}\n", delivery.event())).collect();
         let outcome = match append(&self.path, lines.as_bytes()).await {
             Ok(()) => Outcome::Done,
             Err(error) => Outcome::Again(format!("{}: {error}", self.path.display())),

@@ -57,9 +57,9 @@ impl LogStream {
     async fn put(&self, batch: &[Delivery]) -> Result<(), Failure> {
         // In the order of their times, as PutLogEvents wants them.
         let mut sorted: Vec<&Delivery> = batch.iter().collect();
-        sorted.sort_by_key(|delivery| delivery.time_ms);
+        sorted.sort_by_key(|delivery| delivery.time_ms());
         let event =
-            |delivery: &&Delivery| json!({ "timestamp": delivery.time_ms, "message": message(delivery) });
+            |delivery: &&Delivery| json!({ "timestamp": delivery.time_ms(), "message": message(delivery) });
         let request = json!({
             "logGroupName": self.group,
             "logStreamName": self.stream,
@@ -88,7 +88,7 @@ fn is_missing(failure: &Failure) -> bool {
 }
 
 fn message(delivery: &Delivery) -> String {
-    delivery.event.get("detail").map(Value::to_string).unwrap_or_default()
+    delivery.event().get("detail").map(Value::to_string).unwrap_or_default()
 }
 
 /// How many of these go into one call, at least one.

@@ -1,6 +1,7 @@
 //! What a target is, whatever it does with events.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::client::{HttpClient, HttpConnector as _, HttpResponse, ReqwestConnector};
@@ -12,6 +13,7 @@ use super::file::LocalFile;
 use super::log_stream::LogStream;
 use super::webhook::Webhook;
 use crate::app::App;
+use crate::audit::tail::Logged;
 use crate::config::TargetSettings;
 
 /// How long a connection may take.
@@ -22,20 +24,28 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// An event that a target gets.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Delivery {
     /// The rules that want it, sorted.
     pub rules: Vec<String>,
-    /// The event as EventBridge has it.
-    pub event: Value,
-    /// eventTime, milliseconds since the epoch.
-    pub time_ms: i64,
+    /// The event.
+    pub logged: Arc<Logged>,
 }
 
 impl Delivery {
+    /// The event as EventBridge has it.
+    pub fn event(&self) -> &Value {
+        self.logged.envelope()
+    }
+
+    /// eventTime, milliseconds since the epoch.
+    pub fn time_ms(&self) -> i64 {
+        self.logged.stored.time_ms
+    }
+
     /// A text of the event.
     pub fn text(&self, pointer: &str) -> &str {
-        self.event.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+        self.event().pointer(pointer).and_then(Value::as_str).unwrap_or_default()
     }
 }
 

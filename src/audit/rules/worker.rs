@@ -8,14 +8,13 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::dead_letter::DeadLetters;
-use super::envelope::envelope;
 use super::target::{Delivery, Outcome, Target};
 use super::{BOOKMARK, Rule};
 use crate::app::App;
 use crate::audit::follow::Follower;
+use crate::audit::tail::Logged;
 use crate::config::TargetSettings;
 use crate::error::{Error, Result};
-use crate::store::StoredEvent;
 
 /// The wait after a delivery that may succeed later; it doubles up to the greatest.
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -81,7 +80,7 @@ impl Work<'_> {
             let wanted = events.iter().filter_map(|event| self.wanted(event)).collect();
             self.deliver(wanted).await;
             if let Some(last) = events.last() {
-                log.pass(last.position);
+                log.pass(last.stored.position);
             }
             log.save().await?;
             backlog.set(log.backlog() as f64);
@@ -89,22 +88,14 @@ impl Work<'_> {
     }
 
     /// An event that one of the rules wants.
-    fn wanted(&self, stored: &StoredEvent) -> Option<Delivery> {
-        if self.rules.is_empty() {
-            return None;
-        }
-        let event = envelope(stored)
-            .inspect_err(
-                |error| tracing::error!(%error, position = %stored.position, "an event cannot be read"),
-            )
-            .ok()?;
-        let matching = self.rules.iter().filter(|rule| rule.pattern.matches(&event));
+    fn wanted(&self, logged: &Arc<Logged>) -> Option<Delivery> {
+        let matching = self.rules.iter().filter(|rule| rule.pattern.matches(logged.envelope()));
         let rules: Vec<String> = matching.map(|rule| rule.name.clone()).collect();
         for rule in &rules {
             let labels = [("rule", rule.clone()), ("target", self.name.to_owned())];
             metrics::counter!("strongroom_rule_matches_total", &labels).increment(1);
         }
-        (!rules.is_empty()).then_some(Delivery { rules, event, time_ms: stored.time_ms })
+        (!rules.is_empty()).then(|| Delivery { rules, logged: logged.clone() })
     }
 
     /// Delivers all of these, or writes down what cannot be.
@@ -140,7 +131,7 @@ impl Work<'_> {
 
     fn done(&self, delivery: &Delivery) {
         self.count("delivered");
-        let late_ms = (self.app.clock.now_ms() - delivery.time_ms).max(0);
+        let late_ms = (self.app.clock.now_ms() - delivery.time_ms()).max(0);
         metrics::histogram!("strongroom_target_delay_seconds", "target" => self.name.to_owned())
             .record(late_ms as f64 / 1000.0);
     }

@@ -2,7 +2,9 @@
 
 use sqlx::{SqliteExecutor, query, query_as, query_scalar};
 
-use crate::store::{GENESIS_HASH, Kind, Position, Row, RowId, SignedHead, StoreError, StoredEvent, Writer};
+use crate::store::{
+    Effect, Explained, GENESIS_HASH, Kind, Position, Row, RowId, SignedHead, StoreError, StoredEvent, Writer,
+};
 
 /// Bits of a position that hold the sequence: enough for 8,900 years at 1,000 events a second.
 const SEQUENCE_BITS: u32 = 48;
@@ -277,6 +279,52 @@ pub(super) async fn heads(
         signature,
     };
     Ok(rows.into_iter().map(head).collect())
+}
+
+// What removed events said
+
+type ExplainedColumns = (String, String, String, String, i64, i64, String);
+
+pub(super) async fn explained(
+    db: impl SqliteExecutor<'_>,
+    until: Position,
+    after: Option<&RowId>,
+    limit: u32,
+) -> sqlx::Result<Vec<Explained>> {
+    let (kind, region, account, id) = after.map_or(("", "", "", ""), |after| {
+        (after.kind.as_str(), after.region.as_str(), after.account.as_str(), after.id.as_str())
+    });
+    // SQLite takes the other columns from the row that has the maximum.
+    let rows: Vec<ExplainedColumns> = query_as(
+        "SELECT kind, region, account, id, max(position), version, mac FROM explained
+         WHERE position <= ? AND (kind, region, account, id) > (?, ?, ?, ?)
+         GROUP BY kind, region, account, id ORDER BY kind, region, account, id LIMIT ?",
+    )
+    .bind(pack(until))
+    .bind(kind)
+    .bind(region)
+    .bind(account)
+    .bind(id)
+    .bind(limit)
+    .fetch_all(db)
+    .await?;
+    let explained = |(kind, region, account, id, position, version, mac): ExplainedColumns| {
+        let unknown = || sqlx::Error::Protocol(format!("there is no kind of row {kind}"));
+        let row = RowId { kind: Kind::parse(&kind).ok_or_else(unknown)?, region, account, id };
+        let effect = Effect { row, version: u64::try_from(version).unwrap_or(0), mac };
+        Ok(Explained { position: unpack(position), effect })
+    };
+    rows.into_iter().map(explained).collect()
+}
+
+pub(super) async fn bytes_used(db: impl SqliteExecutor<'_>) -> sqlx::Result<u64> {
+    query_scalar(
+        "SELECT (page_count - freelist_count) * page_size
+         FROM pragma_page_count, pragma_freelist_count, pragma_page_size",
+    )
+    .fetch_one(db)
+    .await
+    .map(|bytes: i64| bytes.unsigned_abs())
 }
 
 // Writers

@@ -8,10 +8,12 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 use super::schema::BUSY_TIMEOUT_MS;
 use super::sql::pack;
-use crate::store::{Change, Effect, Row, RowId, SignedHead, StoreError, StoredEvent};
+use crate::store::{Change, Effect, Explained, Position, Row, RowId, SignedHead, StoreError, StoredEvent};
 
 /// Prepared statements that are kept: all of this file.
-const STATEMENTS: usize = 16;
+const STATEMENTS: usize = 24;
+/// Events that are removed at once: so long may a commit wait for it.
+const REMOVE_EVENTS: u32 = 500;
 
 /// Opens a database that is sound and up to date: each COMMIT is on the disk
 /// when it returns, and what is deleted is overwritten.
@@ -137,4 +139,62 @@ pub(super) fn insert_head(db: &Connection, head: &SignedHead) -> rusqlite::Resul
 pub(super) fn acknowledge_restore(db: &Connection, writer: u32, now_ms: i64) -> rusqlite::Result<()> {
     const UPDATE: &str = "UPDATE writer SET acknowledged_ms = ?1 WHERE id = ?2";
     db.prepare_cached(UPDATE)?.execute(params![now_ms, writer]).map(drop)
+}
+
+/// Keeps what events said of rows.
+pub(super) fn explain(db: &Connection, said: &[Explained]) -> rusqlite::Result<()> {
+    const INSERT: &str = "INSERT INTO explained (kind, region, account, id, position, version, mac)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING";
+    together(db, || {
+        for Explained { position, effect: Effect { row, version, mac } } in said {
+            let RowId { kind, region, account, id } = row;
+            let version = i64::try_from(*version).unwrap_or(i64::MAX);
+            let values = params![kind.as_str(), region, account, id, pack(*position), version, mac];
+            db.prepare_cached(INSERT)?.execute(values)?;
+        }
+        Ok(())
+    })
+}
+
+/// Forgets what these replaced; the last word on a removed row goes last, so
+/// that none before it comes to count.
+pub(super) fn replace_explained(db: &Connection, said: &[Explained]) -> rusqlite::Result<()> {
+    const OLDER: &str = "DELETE FROM explained
+        WHERE kind = ?1 AND region = ?2 AND account = ?3 AND id = ?4 AND position < ?5";
+    const REMOVED: &str = "DELETE FROM explained
+        WHERE kind = ?1 AND region = ?2 AND account = ?3 AND id = ?4 AND position = ?5 AND version = 0";
+    together(db, || {
+        for Explained { position, effect } in said {
+            let RowId { kind, region, account, id } = &effect.row;
+            for statement in [OLDER, REMOVED] {
+                let name = params![kind.as_str(), region, account, id, pack(*position)];
+                db.prepare_cached(statement)?.execute(name)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Removes a part of the events and heads up to a position; whether there may
+/// be more.
+pub(super) fn remove_until(db: &Connection, position: Position) -> rusqlite::Result<bool> {
+    const EVENTS: &str = "DELETE FROM event WHERE position IN
+        (SELECT position FROM event WHERE position <= ?1 ORDER BY position LIMIT ?2)";
+    const HEADS: &str = "DELETE FROM head WHERE position IN
+        (SELECT position FROM head WHERE position <= ?1 ORDER BY position LIMIT ?2)";
+    let mut removed = 0;
+    together(db, || {
+        for statement in [EVENTS, HEADS] {
+            removed += db.prepare_cached(statement)?.execute(params![pack(position), REMOVE_EVENTS])?;
+        }
+        Ok(())
+    })?;
+    Ok(removed > 0)
+}
+
+/// One transaction; after a failure the connection is given up, and it with it.
+fn together(db: &Connection, work: impl FnOnce() -> rusqlite::Result<()>) -> rusqlite::Result<()> {
+    run(db, "BEGIN IMMEDIATE")?;
+    work()?;
+    run(db, "COMMIT")
 }

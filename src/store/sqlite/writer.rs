@@ -13,8 +13,8 @@ use super::folder::{FolderLock, Space};
 use super::recent::Recent;
 use super::{OpenError, now_ms, schema, sql, write};
 use crate::store::{
-    Change, Commit, Effect, GENESIS_HASH, NewEvent, Position, SignedHead, StoreError, StoredEvent, Writer,
-    chain_hash,
+    Change, Commit, Effect, Explained, GENESIS_HASH, NewEvent, Position, SignedHead, StoreError, StoredEvent,
+    Writer, chain_hash,
 };
 
 /// The most jobs that are taken at once, and so the most commits of a transaction.
@@ -30,6 +30,9 @@ pub(super) enum Job {
     Commit { commit: Commit, reply: Reply<Position> },
     SignHead { head: SignedHead, reply: Reply<()> },
     AcknowledgeRestore { reply: Reply<()> },
+    Explain { said: Vec<Explained>, reply: Reply<()> },
+    ReplaceExplained { said: Vec<Explained>, reply: Reply<()> },
+    RemoveUntil { position: Position, reply: Reply<bool> },
     Close,
 }
 
@@ -225,16 +228,24 @@ impl WriterThread {
     fn other(&mut self, job: Job) {
         match job {
             Job::SignHead { head, reply } => {
-                let done = self
-                    .connection()
-                    .and_then(|(db, _)| write::insert_head(db, &head).map_err(write::failed));
+                let done = self.work(|db| write::insert_head(db, &head));
                 self.answer(reply, done);
             }
             Job::AcknowledgeRestore { reply } => {
                 let writer = self.end.writer.id;
-                let done = self.connection().and_then(|(db, _)| {
-                    write::acknowledge_restore(db, writer, now_ms()).map_err(write::failed)
-                });
+                let done = self.work(|db| write::acknowledge_restore(db, writer, now_ms()));
+                self.answer(reply, done);
+            }
+            Job::Explain { said, reply } => {
+                let done = self.work(|db| write::explain(db, &said));
+                self.answer(reply, done);
+            }
+            Job::ReplaceExplained { said, reply } => {
+                let done = self.work(|db| write::replace_explained(db, &said));
+                self.answer(reply, done);
+            }
+            Job::RemoveUntil { position, reply } => {
+                let done = self.work(|db| write::remove_until(db, position));
                 self.answer(reply, done);
             }
             // They are in the batch's other fields.
@@ -242,7 +253,12 @@ impl WriterThread {
         }
     }
 
-    fn answer(&mut self, reply: Reply<()>, done: Result<(), StoreError>) {
+    fn work<T>(&mut self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let (db, _) = self.connection()?;
+        work(db).map_err(write::failed)
+    }
+
+    fn answer<T>(&mut self, reply: Reply<T>, done: Result<T, StoreError>) {
         if let Err(error) = &done {
             self.recover(error);
         }
