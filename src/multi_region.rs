@@ -15,7 +15,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -196,24 +195,17 @@ impl Delivered {
     /// # Errors
     /// Where the events cannot be written.
     pub fn take_part(self, call: &mut Call) -> Result<()> {
+        self.events(&call.app)?.into_iter().for_each(|event| call.append(event));
         self.drafts.into_iter().for_each(|draft| call.change(draft));
-        for id in &self.synchronized {
-            let arn = arn_of_key(id);
-            call.service_event(SYNCHRONIZE, &id.account, json!({ "keyId": arn }), Some(&arn))?;
-        }
         Ok(())
     }
 
-    /// Its events, for what the daemon does by itself.
+    /// Its events.
     ///
     /// # Errors
     /// Where they cannot be written.
     pub fn events(&self, app: &App) -> Result<Vec<NewEvent>> {
-        let event = |id: &RowId| {
-            let arn = arn_of_key(id);
-            jobs::service_event(app, SYNCHRONIZE, &id.account, json!({ "keyId": arn }), Some(&arn))
-        };
-        self.synchronized.iter().map(event).collect()
+        self.synchronized.iter().map(|id| jobs::internal_call(app, SYNCHRONIZE, id)).collect()
     }
 }
 

@@ -467,7 +467,7 @@ impl Call {
         Ok(())
     }
 
-    /// Adds an event of somebody else's to the commit.
+    /// Adds an event that is not the call's own to the commit.
     pub fn append(&mut self, event: NewEvent) {
         self.events.push(event);
     }

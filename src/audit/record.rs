@@ -192,21 +192,27 @@ impl Record {
 
     /// The record of what the daemon did by itself, for one account.
     pub fn service(context: Context<'_>, account: &str, details: Value) -> Record {
-        let identity = UserIdentity {
-            kind: None,
-            principal_id: None,
-            arn: None,
-            account_id: account.to_owned(),
-            access_key_id: None,
-            user_name: None,
-            credential_id: None,
-            session_context: None,
-            invoked_by: Some(INTERNAL.into()),
-        };
+        let identity = UserIdentity::internal(account);
         Record {
             service_event_details: Some(details),
             ..Record::new(context, identity, account.to_owned(), EventType::AwsServiceEvent)
         }
+    }
+
+    /// The record of a call that the daemon made itself, of one key, for its
+    /// account.
+    ///
+    /// # Errors
+    /// Where the ARN cannot be written.
+    pub fn internal_call(context: Context<'_>, account: &str, arn: &str) -> serde_json::Result<Record> {
+        let answer = serde_json::json!({ "keyId": arn });
+        let identity = UserIdentity::internal(account);
+        Ok(Record {
+            response_elements: Some(serde_json::value::to_raw_value(&answer)?),
+            request_id: Some(uuid::Uuid::new_v4().to_string()),
+            resources: vec![EventResource::key(account, arn)],
+            ..Record::new(context, identity, account.to_owned(), EventType::AwsApiCall)
+        })
     }
 
     fn new(
@@ -310,6 +316,21 @@ impl Record {
 }
 
 impl UserIdentity {
+    /// The daemon itself.
+    fn internal(account: &str) -> UserIdentity {
+        UserIdentity {
+            kind: None,
+            principal_id: None,
+            arn: None,
+            account_id: account.to_owned(),
+            access_key_id: None,
+            user_name: None,
+            credential_id: None,
+            session_context: None,
+            invoked_by: Some(INTERNAL.into()),
+        }
+    }
+
     /// What the owner of a key learns of a caller of another account.
     fn of_other_account(&self) -> UserIdentity {
         if self.kind == Some(SERVICE) {

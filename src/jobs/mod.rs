@@ -21,7 +21,7 @@ pub use intent::Intent;
 use crate::app::App;
 use crate::audit::record::{Context, EventResource, Record};
 use crate::error::{Error, Result};
-use crate::store::NewEvent;
+use crate::store::{NewEvent, RowId};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Longest that one step of a job waits for an HSM.
@@ -94,13 +94,23 @@ pub fn service_event_in(
     record.event().map_err(|error| Error::internal(error.to_string()))
 }
 
+/// An event of a call that the daemon made itself, of one key.
+pub fn internal_call(app: &App, name: &'static str, key: &RowId) -> Result<NewEvent> {
+    let context = context(app, &key.region, name);
+    let record = Record::internal_call(context, &key.account, &crate::key::arn_of_key(key));
+    record.and_then(|record| record.event()).map_err(|error| Error::internal(error.to_string()))
+}
+
 fn service_record(app: &App, region: &str, name: &'static str, account: &str, details: Value) -> Record {
-    let context = Context {
+    Record::service(context(app, region, name), account, details)
+}
+
+fn context<'a>(app: &App, region: &'a str, name: &'static str) -> Context<'a> {
+    Context {
         source: crate::operation::Service::Kms.event_source(),
         name,
         region,
         time_ms: app.clock.now_ms(),
         read_only: false,
-    };
-    Record::service(context, account, details)
+    }
 }

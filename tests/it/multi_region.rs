@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use strongroom::proto::hsm::{ListMembersRequest, MemberState};
 use strongroom::proto::kms::{self, AlgorithmSpec, KeySpec, KeyState, MultiRegionKeyType};
 
@@ -315,7 +315,13 @@ async fn rotation_follows_the_primary_key() {
     assert_eq!(in_region(&events, "RotateKey", HOME).len(), 1);
     assert_eq!(in_region(&events, "RotateKey", SOUTH).len(), 1);
     let synchronized = in_region(&events, "SynchronizeMultiRegionKey", WEST);
-    assert_eq!(synchronized[0]["eventType"], "AwsServiceEvent");
+    let event = synchronized[0];
+    assert_eq!(event["eventType"], "AwsApiCall");
+    assert_eq!(event["userIdentity"], json!({ "accountId": "111122223333", "invokedBy": "AWS Internal" }));
+    let arn = &event["resources"][0]["ARN"];
+    assert_eq!(event["responseElements"], json!({ "keyId": arn }));
+    assert!(event["requestParameters"].is_null() && event["requestID"].is_string(), "{event}");
+    assert!(event.get("serviceEventDetails").is_none(), "{event}");
     assert_eq!(home.findings().await, Vec::<String>::new());
     daemon.terminate().await;
 }

@@ -89,8 +89,9 @@ def calls(kms, samples):
 def records(events, calls):
     """All records of calls, by requestID."""
     found = events.until(call.request_id for call in calls)
-    # What a call did in another Region is on the record there.
-    found = [record for record in found if record["awsRegion"] == HOME]
+    # What a call did in another Region is on the record there, and what the daemon calls itself is nobody's.
+    own = lambda record: record["userIdentity"].get("invokedBy") != "AWS Internal"
+    found = [record for record in found if record["awsRegion"] == HOME and own(record)]
     repeated = [
         name for name, count in Counter(r.get("requestID") for r in found).items() if name and count > 1
     ]
