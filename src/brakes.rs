@@ -48,16 +48,18 @@ pub struct Counts {
     pub grants_per_key_max: u64,
 }
 
-/// How many requests a second an account may make: KMS's request quotas. As many
-/// may come at once.
+/// How many requests a second an account may make in a Region: KMS's request
+/// quotas. As many may come at once.
 #[derive(Debug, Clone)]
 pub struct Quotas {
     /// Cryptographic operations with symmetric keys, and random bytes, together.
     pub symmetric_per_second: NonZeroU32,
     /// Cryptographic operations with RSA keys, together.
     pub rsa_per_second: NonZeroU32,
-    /// Cryptographic operations with elliptic curve and other key pairs, together.
+    /// Cryptographic operations with elliptic curve keys, together.
     pub ecc_per_second: NonZeroU32,
+    /// Cryptographic operations with ML-DSA and other such keys, together.
+    pub ml_dsa_per_second: NonZeroU32,
     /// Cryptographic operations with the keys of one custom key store, together.
     pub custom_key_store_per_second: NonZeroU32,
     /// Each other operation.
@@ -73,8 +75,10 @@ pub enum Group<'a> {
     Symmetric,
     /// Cryptography with RSA keys.
     Rsa,
-    /// Cryptography with other key pairs.
+    /// Cryptography with elliptic curve keys.
     Ecc,
+    /// Cryptography with other key pairs.
+    MlDsa,
     /// Cryptography with keys of this custom key store.
     CustomKeyStore(&'a String),
     /// One operation.
@@ -89,6 +93,7 @@ impl Group<'_> {
             Some(spec) if spec.text().starts_with("RSA_") => Group::Rsa,
             Some(KeySpec::SymmetricDefault) | None => Group::Symmetric,
             Some(spec) if !spec::mac_algorithms(spec).is_empty() => Group::Symmetric,
+            Some(spec) if spec.text().starts_with("ML_") => Group::MlDsa,
             Some(_) => Group::Ecc,
         }
     }
@@ -100,17 +105,21 @@ pub struct Brakes {
     running: Mutex<HashMap<String, u32>>,
 }
 
+/// By account and Region.
+type Regional = DefaultKeyedRateLimiter<(String, Arc<str>)>;
+
 struct InForce {
     limits: Limits,
     denials: DefaultKeyedRateLimiter<String>,
-    symmetric: DefaultKeyedRateLimiter<String>,
-    rsa: DefaultKeyedRateLimiter<String>,
-    ecc: DefaultKeyedRateLimiter<String>,
+    symmetric: Regional,
+    rsa: Regional,
+    ecc: Regional,
+    ml_dsa: Regional,
     /// By store.
     custom_key_stores: DefaultKeyedRateLimiter<String>,
-    /// By account and operation, for those without a quota of their own.
-    others: DefaultKeyedRateLimiter<(String, &'static str)>,
-    operations: HashMap<String, DefaultKeyedRateLimiter<String>>,
+    /// For operations without a quota of their own: by these too.
+    others: DefaultKeyedRateLimiter<((String, Arc<str>), &'static str)>,
+    operations: HashMap<String, Regional>,
 }
 
 impl Brakes {
@@ -137,20 +146,22 @@ impl Brakes {
         self.in_force.load().limits.counts
     }
 
-    /// Takes one request out of an account's quota.
+    /// Takes one request out of an account's quota in a Region.
     ///
     /// # Errors
     /// ThrottlingException.
-    pub fn request(&self, account: &String, group: Group<'_>) -> Result<()> {
+    pub fn request(&self, account: &str, region: &Arc<str>, group: Group<'_>) -> Result<()> {
         let in_force = self.in_force.load();
+        let whose = (account.to_owned(), region.clone());
         let taken = match group {
-            Group::Symmetric => in_force.symmetric.check_key(account),
-            Group::Rsa => in_force.rsa.check_key(account),
-            Group::Ecc => in_force.ecc.check_key(account),
+            Group::Symmetric => in_force.symmetric.check_key(&whose),
+            Group::Rsa => in_force.rsa.check_key(&whose),
+            Group::Ecc => in_force.ecc.check_key(&whose),
+            Group::MlDsa => in_force.ml_dsa.check_key(&whose),
             Group::CustomKeyStore(id) => in_force.custom_key_stores.check_key(id),
             Group::Operation(name) => match in_force.operations.get(name) {
-                Some(own) => own.check_key(account),
-                None => in_force.others.check_key(&(account.clone(), name)),
+                Some(own) => own.check_key(&whose),
+                None => in_force.others.check_key(&(whose, name)),
             },
         };
         taken.map_err(|refused| throttled(refused.wait_time_from(DefaultClock::default().now())))
@@ -176,14 +187,15 @@ impl Brakes {
 impl InForce {
     fn new(limits: Limits) -> Self {
         let denials = Quota::per_second(limits.denials_per_second).allow_burst(limits.denials_burst);
-        let of = |per_second| RateLimiter::keyed(Quota::per_second(per_second));
+        let of = |per_second| -> Regional { RateLimiter::keyed(Quota::per_second(per_second)) };
         let quotas = &limits.quotas;
         InForce {
             denials: RateLimiter::keyed(denials),
             symmetric: of(quotas.symmetric_per_second),
             rsa: of(quotas.rsa_per_second),
             ecc: of(quotas.ecc_per_second),
-            custom_key_stores: of(quotas.custom_key_store_per_second),
+            ml_dsa: of(quotas.ml_dsa_per_second),
+            custom_key_stores: RateLimiter::keyed(Quota::per_second(quotas.custom_key_store_per_second)),
             others: RateLimiter::keyed(Quota::per_second(quotas.operation_per_second)),
             operations: quotas.operations.iter().map(|(name, own)| (name.clone(), of(*own))).collect(),
             limits,
@@ -237,6 +249,7 @@ mod tests {
                 symmetric_per_second: two,
                 rsa_per_second: one,
                 ecc_per_second: one,
+                ml_dsa_per_second: one,
                 custom_key_store_per_second: one,
                 operation_per_second: one,
                 operations: [("CreateKey".to_owned(), two)].into(),
@@ -247,21 +260,27 @@ mod tests {
     #[test]
     fn an_account_has_its_quota_of_each_group() {
         let brakes = Brakes::new(limits(9));
-        let (one, other) = ("111122223333".to_owned(), "444455556666".to_owned());
+        let (home, west): (Arc<str>, Arc<str>) = ("us-east-1".into(), "eu-west-1".into());
+        let ask = |account: &str, region, group| brakes.request(account, region, group);
+        let one = |group| ask("111122223333", &home, group);
         let symmetric = Group::of_key(Some(KeySpec::Hmac256));
-        assert!(brakes.request(&one, symmetric).is_ok());
-        assert!(brakes.request(&one, Group::of_key(None)).is_ok());
-        let refused = brakes.request(&one, symmetric).unwrap_err();
+        assert!(one(symmetric).is_ok());
+        assert!(one(Group::of_key(None)).is_ok());
+        let refused = one(symmetric).unwrap_err();
         assert_eq!(refused.exception, Exception::Throttling);
         assert!(refused.retry_after.is_some_and(|wait| wait <= Duration::from_millis(500)));
-        assert!(brakes.request(&other, symmetric).is_ok());
-        assert!(brakes.request(&one, Group::of_key(Some(KeySpec::Rsa2048))).is_ok());
-        assert!(brakes.request(&one, Group::of_key(Some(KeySpec::EccNistP256))).is_ok());
+        assert!(ask("444455556666", &home, symmetric).is_ok(), "another account's");
+        assert!(ask("111122223333", &west, symmetric).is_ok(), "another Region's");
+        for spec in [KeySpec::Rsa2048, KeySpec::EccNistP256, KeySpec::MlDsa65] {
+            assert!(one(Group::of_key(Some(spec))).is_ok(), "{}", spec.text());
+            assert!(one(Group::of_key(Some(spec))).is_err(), "{}", spec.text());
+        }
         for name in ["CreateKey", "CreateKey", "CreateAlias", "DeleteAlias"] {
-            assert!(brakes.request(&one, Group::Operation(name)).is_ok(), "{name}");
+            assert!(one(Group::Operation(name)).is_ok(), "{name}");
         }
         for name in ["CreateKey", "CreateAlias"] {
-            assert!(brakes.request(&one, Group::Operation(name)).is_err(), "{name}");
+            assert!(one(Group::Operation(name)).is_err(), "{name}");
+            assert!(ask("111122223333", &west, Group::Operation(name)).is_ok(), "{name} in another Region");
         }
     }
 

@@ -657,6 +657,7 @@ fn brake_limits(config: &Config) -> brakes::Limits {
             symmetric_per_second: at_least_one(config.quotas.symmetric_per_second),
             rsa_per_second: at_least_one(config.quotas.rsa_per_second),
             ecc_per_second: at_least_one(config.quotas.ecc_per_second),
+            ml_dsa_per_second: at_least_one(config.quotas.ml_dsa_per_second),
             custom_key_store_per_second: at_least_one(config.quotas.custom_key_store_per_second),
             operation_per_second: at_least_one(config.quotas.operation_per_second),
             operations: config

@@ -647,13 +647,16 @@ async fn attempt<O: Operation>(call: &mut Call, request: &Received<O::Request>) 
     O::prepare(call, request, &on).await?;
     let allowed = call.authorise(O::ACTION, on).await?;
     if O::SERVICE == Service::Kms {
-        let key = allowed.key().map(|key| &key.held.value);
-        let group = match key.and_then(|key| key.custom_key_store_id.as_ref()) {
-            _ if !O::CRYPTOGRAPHIC => Group::Operation(O::NAME),
-            Some(store) => Group::CustomKeyStore(store),
-            None => Group::of_key(key.map(|key| key.spec)),
+        let key = allowed.key().map(|key| &key.held.value).filter(|_| O::CRYPTOGRAPHIC);
+        let group = match O::CRYPTOGRAPHIC {
+            true => Group::of_key(key.map(|key| key.spec)),
+            false => Group::Operation(O::NAME),
         };
-        call.app.brakes.request(&call.caller.principal.account, group)?;
+        // A custom key store's quota comes besides, as with KMS.
+        let store = key.and_then(|key| key.custom_key_store_id.as_ref()).map(Group::CustomKeyStore);
+        for group in [Some(group), store].into_iter().flatten() {
+            call.app.brakes.request(&call.caller.principal.account, &call.region, group)?;
+        }
     }
     within(call.deadline, O::run(call, request, allowed)).await
 }

@@ -247,9 +247,9 @@ impl Default for Limits {
     }
 }
 
-/// `[quotas]`: requests of one account per second, as many at once; more get
-/// ThrottlingException. None of them is 0. The defaults are more than a cluster
-/// of HSMs does, and KMS's own figures are lower.
+/// `[quotas]`: requests of one account in one Region per second, as many at
+/// once; more get ThrottlingException. None of them is 0. The defaults are more
+/// than a cluster of HSMs does; KMS's own are in `deploy/kms-quotas.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Quotas {
@@ -260,6 +260,8 @@ pub struct Quotas {
     pub rsa_per_second: u32,
     /// Cryptographic operations with elliptic curve keys, together. Default 100000.
     pub ecc_per_second: u32,
+    /// Cryptographic operations with ML-DSA keys, together. Default 100000.
+    pub ml_dsa_per_second: u32,
     /// Cryptographic operations with the keys of one custom key store, together.
     /// Default 100000.
     pub custom_key_store_per_second: u32,
@@ -275,6 +277,7 @@ impl Default for Quotas {
             symmetric_per_second: 100_000,
             rsa_per_second: 100_000,
             ecc_per_second: 100_000,
+            ml_dsa_per_second: 100_000,
             custom_key_store_per_second: 100_000,
             operation_per_second: 2_000,
             operations: BTreeMap::new(),

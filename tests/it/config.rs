@@ -84,6 +84,15 @@ identities = [{ uri = "spiffe://test/alice" }]
 policies = ["AdministratorAccess"]
 "#;
 
+// ---- what deploy/ has
+
+#[test]
+fn kmss_own_quotas_are_good_ones() {
+    let quotas = Folder::new().load(include_str!("../../deploy/kms-quotas.toml")).unwrap().config.quotas;
+    assert_eq!((quotas.symmetric_per_second, quotas.rsa_per_second), (10_000, 1_000));
+    assert_eq!(quotas.operations["CreateKey"], 5);
+}
+
 // ---- layers
 
 #[test]
