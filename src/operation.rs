@@ -213,6 +213,8 @@ pub struct Call {
     pub caller: Caller,
     /// The Region that is asked.
     region: Arc<str>,
+    /// The IAM action that is asked for.
+    pub(crate) action: &'static str,
     /// x-request-id, and the event's requestID.
     pub request_id: String,
     /// When the caller stops waiting.
@@ -248,7 +250,13 @@ impl Brings for Nothing {
 type Afterwards = Box<dyn FnOnce(&App) + Send + Sync>;
 
 impl Call {
-    fn new(app: Arc<App>, region: Arc<str>, caller: Caller, context: Context<'_>, deadline: Instant) -> Call {
+    fn new<O: Operation>(
+        app: Arc<App>,
+        region: Arc<str>,
+        caller: Caller,
+        context: Context<'_>,
+        deadline: Instant,
+    ) -> Call {
         let now_ms = context.time_ms;
         let request_id = uuid::Uuid::new_v4().to_string();
         let record = Record::call(context, &caller, &request_id);
@@ -256,6 +264,7 @@ impl Call {
             app,
             caller,
             region,
+            action: O::ACTION,
             request_id,
             deadline,
             now_ms,
@@ -300,7 +309,8 @@ impl Call {
     ///
     /// # Errors
     /// AccessDeniedException, or what the name's resolution says.
-    pub async fn allow<R: Resource>(&mut self, action: &str, name: R::Name) -> Result<Allowed<R>> {
+    pub async fn allow<R: Resource>(&mut self, action: &'static str, name: R::Name) -> Result<Allowed<R>> {
+        self.action = action;
         let resource = self.resolve::<R>(name).await?;
         self.authorise(action, resource).await
     }
@@ -561,7 +571,7 @@ pub async fn execute<O: Operation>(
         time_ms: app.clock.now_ms(),
         read_only: O::READ_ONLY,
     };
-    let call = Call::new(app.clone(), region.clone(), caller, context, deadline);
+    let call = Call::new::<O>(app.clone(), region.clone(), caller, context, deadline);
     let request_id = call.request_id.clone();
     let task = app.tasks.spawn(perform::<O>(call, request));
     let result = task

@@ -290,17 +290,10 @@ async fn by_alias(call: &Call, id: RowId) -> Result<Key> {
 
 /// What does not exist in another account looks like what may not be used.
 fn missing(call: &Call, id: &RowId, message: String) -> Error {
-    if id.account == call.account() {
-        return Error::new(Exception::NotFound, message);
+    match id.account == call.account() {
+        true => Error::new(Exception::NotFound, message),
+        false => Error::new(Exception::AccessDenied, policy::hidden(&call.caller.arn(), call.action)),
     }
-    Error::new(
-        Exception::AccessDenied,
-        format!(
-            "User: {} is not authorized to perform this action on a resource of account {}: it does not exist, or its policy does not allow access",
-            call.caller.arn(),
-            id.account
-        ),
-    )
 }
 
 /// An alias by its name, whether there is one or not; the key is authorised on

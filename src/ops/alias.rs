@@ -185,7 +185,7 @@ async fn existing(call: &Call, alias: &AliasName) -> Result<Held<Alias>> {
 
 /// The key that an alias is to point to: in the caller's own account, as no
 /// policy can allow another's to be named so.
-async fn target(call: &mut Call, action: &str, id: &Option<String>) -> Result<Allowed<Key>> {
+async fn target(call: &mut Call, action: &'static str, id: &Option<String>) -> Result<Allowed<Key>> {
     let id = given(id)?;
     if id.starts_with("alias/") || id.contains(":alias/") {
         return Err(Error::validation("Aliases must refer to keys. Not aliases"));

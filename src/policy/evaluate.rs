@@ -228,9 +228,19 @@ impl Decision<'_> {
 }
 
 impl Reason<'_> {
-    /// The message of AccessDeniedException, as AWS words it.
+    /// The message of AccessDeniedException, as AWS words it. Of a resource of
+    /// another account, whose policy does not allow it, it does not tell whether
+    /// there is one.
     pub fn message(&self, request: &Request<'_>) -> String {
         let Request { principal, action, resource, .. } = request;
+        let by_its_policy = match self {
+            Reason::ExplicitDeny(source) => source.side() == Side::Key,
+            Reason::NoAllow(missing) => *missing == Side::Key,
+        };
+        let foreign = principal.kind != CallerKind::Service && principal.account != request.resource_account;
+        if by_its_policy && foreign {
+            return hidden(principal.arn, action);
+        }
         let side = |side: Side| match side {
             Side::Key => "resource-based",
             Side::Identity => "identity-based",
@@ -248,6 +258,14 @@ impl Reason<'_> {
             principal.arn
         )
     }
+}
+
+/// AWS's words for what another account does not let the caller do, and for what
+/// it does not have.
+pub fn hidden(caller: &str, action: &str) -> String {
+    format!(
+        "User: {caller} is not authorized to perform: {action} on this resource because the resource does not exist in this Region, no resource-based policies allow access, or a resource-based policy explicitly denies access"
+    )
 }
 
 fn article(kind: &str) -> String {

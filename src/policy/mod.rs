@@ -25,7 +25,7 @@ mod truth;
 mod value;
 
 pub use document::{POLICY_LIMIT_BYTES, Policy, PolicyError};
-pub use evaluate::{Decision, Grounds, PolicyRef, Reason, Side, Source, authorize, would_lock_out};
+pub use evaluate::{Decision, Grounds, PolicyRef, Reason, Side, Source, authorize, hidden, would_lock_out};
 pub use grant::{Constraints, GRANTS_WITH_CONTEXT, Grant, Terms};
 pub use request::{CallerKind, Context, PrincipalRef, Request};
 
