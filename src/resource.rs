@@ -103,6 +103,9 @@ pub type Key = Arc<LoadedKey>;
 pub enum KeyRefName {
     /// By KeyId: an id, an ARN, an alias name or an alias ARN.
     Given(String),
+    /// By KeyId in the same ways, as DescribeKey takes it: a service's key is made
+    /// where it is not there yet.
+    Described(String),
     /// By KeyId: an id or an ARN; an alias is not accepted here.
     NotAlias(String),
     /// By a ciphertext that was made with it: its id.
@@ -113,6 +116,7 @@ impl Resource for Key {
     type Name = KeyRefName;
 
     async fn resolve(call: &mut Call, name: KeyRefName) -> Result<Self> {
+        let described = matches!(name, KeyRefName::Described(_));
         let (given, aliases) = match name {
             KeyRefName::Ciphertext(id) => {
                 call.request_alias = None;
@@ -130,7 +134,7 @@ impl Resource for Key {
                 };
                 return found.ok_or_else(|| Error::bare(Exception::InvalidCiphertext));
             }
-            KeyRefName::Given(given) => (given, true),
+            KeyRefName::Given(given) | KeyRefName::Described(given) => (given, true),
             KeyRefName::NotAlias(given) => (given, false),
         };
         let parsed = KeyName::parse(&given, call.region())?;
@@ -150,9 +154,11 @@ impl Resource for Key {
             KeyName::AliasName(_) | KeyName::AliasArn { .. } if !aliases => {
                 Err(Error::new(Exception::NotFound, format!("Invalid keyId '{given}'")))
             }
-            KeyName::AliasName(name) => by_alias(call, row(Kind::Alias, call.account(), name)).await,
+            KeyName::AliasName(name) => {
+                by_alias(call, row(Kind::Alias, call.account(), name), described).await
+            }
             KeyName::AliasArn { account, alias: name } => {
-                by_alias(call, row(Kind::Alias, &account, name)).await
+                by_alias(call, row(Kind::Alias, &account, name), described).await
             }
         }
     }
@@ -276,10 +282,12 @@ async fn key(call: &Call, id: RowId) -> Result<Key> {
     }
 }
 
-async fn by_alias(call: &Call, id: RowId) -> Result<Key> {
+async fn by_alias(call: &Call, id: RowId, described: bool) -> Result<Key> {
     let mut found = call.app.registry.alias(&id, call.deadline).await?;
-    if found.is_none() && managed::is_first_use(call, &id) {
-        managed::make(call, &id).await?;
+    if found.is_none()
+        && let Some(unmade) = managed::unmade(call, &id, described)
+    {
+        unmade.make(call).await?;
         found = call.app.registry.alias(&id, call.deadline).await?;
     }
     match found {

@@ -143,7 +143,7 @@ impl Operation for DescribeKey {
     type On = Key;
 
     fn on(request: &Self::Request) -> Result<KeyRefName> {
-        by_key_id(&request.key_id)
+        Ok(KeyRefName::Described(given(&request.key_id)?.clone()))
     }
 
     async fn run(call: &mut Call, _: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {

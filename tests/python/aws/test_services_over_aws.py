@@ -102,6 +102,25 @@ def record(daemon, answer):
     return event
 
 
+def test_the_key_of_a_service_is_made_for_who_may_describe_it(daemon, carol):
+    alias, kms = "alias/aws/backup", daemon.client()
+    names = lambda: [alias["AliasName"] for alias in kms.list_aliases()["Aliases"]]
+    denied(lambda: carol.describe_key(KeyId=alias))
+    with pytest.raises(kms.exceptions.NotFoundException):
+        kms.encrypt(KeyId=alias, Plaintext=b"x")
+    assert alias not in names()
+    made = kms.describe_key(KeyId=f"arn:aws:kms:us-east-1:{ACCOUNT}:{alias}")["KeyMetadata"]
+    assert (made["KeyManager"], made["KeyState"], made["AWSAccountId"]) == ("AWS", "Enabled", ACCOUNT)
+    assert kms.describe_key(KeyId=alias)["KeyMetadata"]["Arn"] == made["Arn"]
+    assert alias in names()
+    denied(lambda: kms.encrypt(KeyId=alias, Plaintext=b"x"))
+    with pytest.raises(kms.exceptions.NotFoundException):
+        kms.describe_key(KeyId="alias/aws/nobody")
+    # Another account's is its own.
+    bob = client(daemon, "AKIABOBBOBBOBBOBBOB0", "bob")
+    assert bob.describe_key(KeyId=alias)["KeyMetadata"]["AWSAccountId"] == OTHER
+
+
 def test_a_managed_key_is_made_on_first_use_and_used_through_its_service(daemon, s3, backup, carol):
     for_carol = s3(on_behalf_of=USER)
     made = for_carol.generate_data_key(KeyId=ALIAS, KeySpec="AES_256")
