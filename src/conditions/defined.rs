@@ -3,7 +3,7 @@
 
 /// The keys by name. What ends in `:` or `/` is a family: a name follows that
 /// is the caller's.
-pub(super) const KEYS: [&str; 85] = [
+pub(super) const KEYS: [&str; 86] = [
     "aws:AssumedRoot",
     "aws:CalledVia",
     "aws:CalledViaFirst",
@@ -75,6 +75,7 @@ pub(super) const KEYS: [&str; 85] = [
     "kms:MessageType",
     "kms:MultiRegion",
     "kms:MultiRegionKeyType",
+    "kms:PolicyName",
     "kms:PrimaryRegion",
     "kms:ReEncryptOnSameKey",
     "kms:RecipientAttestation:",

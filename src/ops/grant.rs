@@ -266,6 +266,12 @@ fn terms(request: &kms::CreateGrantRequest) -> Result<Terms> {
         encryption_context_subset: pairs(&given.encryption_context_subset)?,
         source_arn: given.source_arn,
     };
+    let retires = request.retiring_principal.is_some() || request.retiring_service_principal.is_some();
+    if request.grantee_service_principal.is_some() && !(constraints.source_arn.is_some() && retires) {
+        return Err(Error::validation(
+            "A grant to a GranteeServicePrincipal needs the constraint SourceArn, and a RetiringPrincipal or a RetiringServicePrincipal.",
+        ));
+    }
     Ok(Terms { grantee, operations, constraints })
 }
 

@@ -4,6 +4,8 @@ use super::prelude::*;
 use crate::policy::Policy;
 
 const NAME: &str = "default";
+/// What AWS's resource shares bring, which are not served.
+const RAM_NAME: &str = "AWS_RAM";
 
 /// Returns a key's policy.
 pub struct GetKeyPolicy;
@@ -56,8 +58,11 @@ impl Operation for PutKeyPolicy {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, key: Allowed<Key>) -> Result<Self::Response> {
+        if request.policy_name.as_deref() == Some(RAM_NAME) {
+            return Err(Error::validation("The AWS_RAM policy can only be managed by the RAM service."));
+        }
         check_name(&request.policy_name)?;
-        call.check(Stage::Change, &key)?;
+        // In every state of the key, as with KMS.
         let text = given(&request.policy)?;
         acceptable(call, text, request.bypass_policy_lockout_safety_check, &key.arn, Some(&key))?;
         let mut value = key.held.value.clone();

@@ -8,6 +8,8 @@ from samples import GRANTEE
 
 UNKNOWN_GRANT = "0" * 64
 
+TO_A_SERVICE = {"grantee_principal": None, "grantee_service_principal": "s3.amazonaws.com"}
+
 
 def test_a_grant_is_listed_as_it_was_made(kms, new_key):
     key = new_key()
@@ -37,7 +39,14 @@ def test_a_grant_is_listed_as_it_was_made(kms, new_key):
 
 def test_a_service_has_a_grant_by_its_name(kms, new_key):
     key = new_key()
-    kms.create_grant(key_id=key.id, grantee_service_principal="s3.amazonaws.com", operations=["Decrypt"])
+    source = {"constraints": {"source_arn": "arn:aws:s3:us-east-1:111122223333:bucket"}}
+    kms.create_grant(
+        key_id=key.id,
+        grantee_service_principal="s3.amazonaws.com",
+        retiring_service_principal="s3.amazonaws.com",
+        operations=["Decrypt"],
+        **source,
+    )
     [grant] = kms.list_grants(key_id=key.id, grantee_service_principal="s3.amazonaws.com").grants
     assert grant.grantee_service_principal == grant.grantee_principal == "s3.amazonaws.com"
 
@@ -85,6 +94,8 @@ def pages(call, member, **names):
         ("ValidationException", {"operations": ["Sign"]}),
         ("ValidationException", {"grantee_principal": "*"}),
         ("ValidationException", {"grantee_service_principal": "s3.amazonaws.com"}),
+        ("ValidationException", TO_A_SERVICE | {"retiring_principal": GRANTEE}),
+        ("ValidationException", TO_A_SERVICE | {"constraints": {"source_arn": "arn:aws:s3:us-east-1:111122223333:b"}}),
         ("InvalidArnException", {"grantee_principal": "arn:aws:s3:::bucket"}),
         ("InvalidArnException", {"grantee_principal": "alice"}),
         ("InvalidArnException", {"retiring_principal": "bob"}),
@@ -94,6 +105,7 @@ def pages(call, member, **names):
 def test_a_grant_that_is_none(kms, new_key, refused, exception, members):
     key = new_key()
     request = {"key_id": key.id, "grantee_principal": GRANTEE, "operations": ["Decrypt"], **members}
+    request = {name: value for name, value in request.items() if value is not None}
     with refused(exception):
         kms.create_grant(**request)
     assert not kms.list_grants(key_id=key.id).grants
@@ -125,6 +137,25 @@ def test_a_key_in_another_state_gets_no_grant(kms, new_key, refused):
     kms.revoke_grant(key_id=key.id, grant_id=made.grant_id)
 
 
+def test_a_policy_is_changed_in_every_state_and_conditions_see_its_name(kms, new_key, refused):
+    key = new_key()
+    kms.schedule_key_deletion(key_id=key.id)
+    policy = json.loads(kms.get_key_policy(key_id=key.id).policy)
+    unread = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "kms:GetKeyPolicy",
+        "Resource": "*",
+        "Condition": {"StringEquals": {"kms:PolicyName": "default"}},
+    }
+    text = json.dumps({**policy, "Statement": [*policy["Statement"], unread]})
+    kms.put_key_policy(key_id=key.id, policy=text)
+    with refused("AccessDeniedException"):
+        kms.get_key_policy(key_id=key.id)
+    with refused("NotFoundException"):
+        kms.get_key_policy(key_id=key.id, policy_name="other")
+
+
 def test_a_policy_is_kept_as_it_was_written(kms, new_key, refused):
     key = new_key()
     first = json.loads(kms.get_key_policy(key_id=key.id).policy)
@@ -138,6 +169,8 @@ def test_a_policy_is_kept_as_it_was_written(kms, new_key, refused):
         with refused("NotFoundException"):
             call(key_id=key.id, policy_name="other")
     locking = json.dumps({"Statement": {"Effect": "Allow", "Principal": "*", "Action": "kms:Encrypt", "Resource": "*"}})
+    with refused("ValidationException", "The AWS_RAM policy can only be managed by the RAM service."):
+        kms.put_key_policy(key_id=key.id, policy=text, policy_name="AWS_RAM")
     for policy in ("{", "{}", locking):
         with refused("MalformedPolicyDocumentException"):
             kms.put_key_policy(key_id=key.id, policy=policy)
