@@ -71,7 +71,7 @@ fn fixture_token(library: &Path, folder: &Path, number: usize) -> Result<(), Err
 
 fn protobuf(out: &Path) -> Result<(), Error> {
     println!("cargo:rerun-if-changed=proto");
-    let files: Vec<String> = ["options", "kms", "cloudtrail", "organizations", "hsm", "admin"]
+    let files: Vec<String> = ["options", "kms", "cloudtrail", "organizations", "iam", "hsm", "admin"]
         .iter()
         .map(|package| format!("strongroom/{package}/v1/{package}.proto"))
         .collect();

@@ -108,6 +108,7 @@ exceptions! {
     LimitExceeded "LimitExceededException" Caller ResourceExhausted 400,
     MalformedPolicyDocument "MalformedPolicyDocumentException" Caller InvalidArgument 400,
     MaximumNumberOfTrailsExceeded "MaximumNumberOfTrailsExceededException" Caller ResourceExhausted 400,
+    NoSuchEntity "NoSuchEntityException" Caller NotFound 404,
     NotFound "NotFoundException" Caller NotFound 400,
     NotOrganizationMasterAccount "NotOrganizationMasterAccountException" Caller FailedPrecondition 400,
     ResourceNotFound "ResourceNotFoundException" Caller NotFound 400,

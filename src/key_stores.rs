@@ -11,7 +11,6 @@
 //! ```
 
 pub mod connection;
-pub mod password;
 pub mod residents;
 pub mod rows;
 

@@ -32,6 +32,7 @@
 //! tonic, SQL or PKCS#11.
 
 // What the API does, and around it.
+pub mod access_keys;
 pub mod app;
 pub mod authority;
 pub mod brakes;
@@ -47,6 +48,7 @@ pub mod ops;
 pub mod proto;
 pub mod registry;
 pub mod resource;
+pub mod sealed;
 pub mod wire;
 
 // What it stands on.

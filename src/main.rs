@@ -101,6 +101,7 @@ fn command() -> Command {
         .subcommand(cli::kms_command())
         .subcommand(cli::events_command())
         .subcommand(cli::trail_command())
+        .subcommand(cli::iam_command())
         .subcommand(hsm)
         .subcommand(cli::policy_command())
         .subcommand(cli::admin_command())
@@ -113,6 +114,7 @@ fn main() -> ExitCode {
         Some(("events", matches)) => client(cli::run_events(matches)),
         Some(("policy", matches)) => client(cli::run_policy(matches)),
         Some(("trail", matches)) => client(cli::run_trail(matches)),
+        Some(("iam", matches)) => client(cli::run_iam(matches)),
         Some(("admin", matches)) => client(cli::run_admin(matches)),
         Some(("hsm", hsm)) => match hsm.subcommand() {
             Some(("list", matches)) => client(cli::run_hsm_list(matches)),

@@ -50,6 +50,8 @@ pub enum Service {
     CloudTrailData,
     /// Organizations, as far as organization trails need it.
     Organizations,
+    /// IAM, as far as access keys need it.
+    Iam,
     /// The HSMs' operators.
     Hsm,
     /// What only the host may do.
@@ -58,11 +60,12 @@ pub enum Service {
 
 impl Service {
     /// Every service.
-    pub const ALL: [Service; 6] = [
+    pub const ALL: [Service; 7] = [
         Service::Kms,
         Service::CloudTrail,
         Service::CloudTrailData,
         Service::Organizations,
+        Service::Iam,
         Service::Hsm,
         Service::Admin,
     ];
@@ -74,12 +77,13 @@ impl Service {
             Service::CloudTrail => "cloudtrail.amazonaws.com",
             Service::CloudTrailData => "cloudtrail-data.amazonaws.com",
             Service::Organizations => "organizations.amazonaws.com",
+            Service::Iam => "iam.amazonaws.com",
             Service::Hsm => "hsm.strongroom",
             Service::Admin => "admin.strongroom",
         }
     }
 
-    /// How AWS JSON names it; none for what AWS does not have.
+    /// How AWS JSON names it; none for what AWS does not have, or not in JSON.
     pub fn aws(self) -> Option<AwsService> {
         match self {
             Service::Kms => {
@@ -100,7 +104,7 @@ impl Service {
                 signing_name: "organizations",
                 is_global: true,
             }),
-            Service::Hsm | Service::Admin => None,
+            Service::Iam | Service::Hsm | Service::Admin => None,
         }
     }
 
@@ -111,6 +115,7 @@ impl Service {
             Service::CloudTrail => "strongroom.cloudtrail.v1.CloudTrailService",
             Service::CloudTrailData => "strongroom.cloudtrail.v1.CloudTrailDataService",
             Service::Organizations => "strongroom.organizations.v1.OrganizationsService",
+            Service::Iam => "strongroom.iam.v1.IdentityService",
             Service::Hsm => "strongroom.hsm.v1.HsmService",
             Service::Admin => "strongroom.admin.v1.AdminService",
         }

@@ -8,6 +8,7 @@ include!(concat!(env!("OUT_DIR"), "/messages.rs"));
 pub use self::strongroom::admin::v1 as admin;
 pub use self::strongroom::cloudtrail::v1 as cloudtrail;
 pub use self::strongroom::hsm::v1 as hsm;
+pub use self::strongroom::iam::v1 as iam;
 pub use self::strongroom::kms::v1 as kms;
 pub use self::strongroom::organizations::v1 as organizations;
 

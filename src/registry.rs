@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use crate::access_keys::LoadedAccessKey;
 use crate::error::{Error, Exception, Result};
 use crate::hsm::{BackingId, Cluster, Hash, HsmError, KeyRef};
 use crate::key::{Alias, BackingKey, Grant, ImportParameters, Key, REGIONS_MAX, StoredHome, grant};
@@ -224,7 +225,7 @@ struct Lease {
 /// How many entries the caches keep.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheLimits {
-    /// Keys, and as many backing keys and aliases.
+    /// Keys, and as many backing keys, aliases and access keys.
     pub keys: u64,
 }
 
@@ -236,6 +237,7 @@ pub struct Registry {
     keys: Cache<RowId, Arc<LoadedKey>>,
     backings: Cache<RowId, Arc<LoadedBacking>>,
     aliases: Cache<RowId, Arc<Held<Alias>>>,
+    access_keys: Cache<RowId, Arc<LoadedAccessKey>>,
     /// By what their ids begin with: the grants of a key and a grantee, also
     /// where there are none.
     grants: Cache<RowId, Arc<Vec<Arc<LoadedGrant>>>>,
@@ -258,6 +260,7 @@ impl Registry {
             keys: Cache::new(limits.keys),
             backings: Cache::new(limits.keys),
             aliases: Cache::new(limits.keys),
+            access_keys: Cache::new(limits.keys),
             grants: Cache::new(limits.keys),
             tokens: Cache::new(limits.keys),
             generation: RwLock::new(0),
@@ -291,6 +294,11 @@ impl Registry {
     /// An alias by its name.
     pub async fn alias(&self, id: &RowId, deadline: Instant) -> Result<Option<Arc<Held<Alias>>>> {
         self.cached(&self.aliases, id, deadline, |alias| Ok(Some(alias))).await
+    }
+
+    /// An access key by its id.
+    pub async fn access_key(&self, id: &RowId, deadline: Instant) -> Result<Option<Arc<LoadedAccessKey>>> {
+        self.cached(&self.access_keys, id, deadline, |key| Ok(Some(LoadedAccessKey::new(key)))).await
     }
 
     /// A version of a key's material; the key must be its row's parent. None
@@ -422,6 +430,7 @@ impl Registry {
                 | Kind::Delivery
                 | Kind::DigestKey
                 | Kind::Bookmark => (),
+                Kind::AccessKey => self.access_keys.invalidate(id),
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The clients: `strongroom kms`, `events`, `trail`, `hsm`, `policy` and `admin`, over gRPC.
+//! The clients: `strongroom kms`, `events`, `trail`, `iam`, `hsm`, `policy` and `admin`, over
+//! gRPC.
 //!
 //! The commands are made at run time from the protobuf descriptors: an
 //! operation that is added to proto/ has its command, its flags, its help (the
@@ -57,6 +58,16 @@ pub fn kms_command() -> Command {
 /// Runs what [`kms_command`] matched; errors are printed to standard error.
 pub async fn run_kms(matches: &ArgMatches) -> ExitCode {
     exit_code(operation::run(Service::Kms, matches).await)
+}
+
+/// `strongroom iam`: every operation of IdentityService.
+pub fn iam_command() -> Command {
+    operation::command("iam", "Make, list, change and delete access keys", Service::Iam)
+}
+
+/// Runs what [`iam_command`] matched; errors are printed to standard error.
+pub async fn run_iam(matches: &ArgMatches) -> ExitCode {
+    exit_code(operation::run(Service::Iam, matches).await)
 }
 
 /// `strongroom admin`: every operation of AdminService.

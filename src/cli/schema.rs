@@ -46,6 +46,8 @@ pub enum Service {
     Kms,
     /// The event log.
     CloudTrail,
+    /// Access keys.
+    Iam,
     /// The HSMs.
     Hsm,
     /// What only the host may do.
@@ -58,10 +60,11 @@ impl Service {
         let name = match self {
             Service::Kms => "strongroom.kms.v1.KeyManagementService",
             Service::CloudTrail => "strongroom.cloudtrail.v1.CloudTrailService",
+            Service::Iam => "strongroom.iam.v1.IdentityService",
             Service::Hsm => "strongroom.hsm.v1.HsmService",
             Service::Admin => "strongroom.admin.v1.AdminService",
         };
-        #[expect(clippy::expect_used, reason = "a test asks for each of the four services")]
+        #[expect(clippy::expect_used, reason = "a test asks for each of the five services")]
         SCHEMA.pool.get_service_by_name(name).expect("proto/ defines the service")
     }
 
@@ -226,7 +229,7 @@ mod tests {
 
     #[test]
     fn every_service_is_there() {
-        for service in [Service::Kms, Service::CloudTrail, Service::Hsm, Service::Admin] {
+        for service in [Service::Kms, Service::CloudTrail, Service::Iam, Service::Hsm, Service::Admin] {
             assert!(service.descriptor().methods().count() > 0);
             assert!(!service.comment().is_empty());
         }

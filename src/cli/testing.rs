@@ -81,7 +81,7 @@ where
 {
     let path = request.uri().path().to_owned();
     let (service, operation) = path.trim_start_matches('/').split_once('/').unwrap();
-    let services = [Service::Kms, Service::CloudTrail, Service::Hsm, Service::Admin];
+    let services = [Service::Kms, Service::CloudTrail, Service::Iam, Service::Hsm, Service::Admin];
     let service = services.into_iter().find(|known| known.descriptor().full_name() == service).unwrap();
     let method = service.method(operation);
     let output = method.output();

@@ -11,7 +11,6 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::password;
 use super::residents;
 use super::rows::{self, KeyStore, RegisteredCluster};
 use crate::app::App;
@@ -242,7 +241,7 @@ async fn start(app: &Arc<App>, held: &Held<KeyStore>) -> Result<Arc<Cluster>, Fa
     };
     let identity = identity
         .ok_or_else(|| Failed(Code::InternalError, format!("cluster {} is not initialised", id.id)))?;
-    let pin = password::unseal(app, &held.id, &held.value.password, deadline).await.map_err(internal)?;
+    let pin = crate::sealed::unseal(app, &held.id, &held.value.password, deadline).await.map_err(internal)?;
     let members = members.into_iter().map(|member| {
         let settings = MemberSettings { module: member.module, token: member.token, pin: String::new() };
         (settings, pin.clone())

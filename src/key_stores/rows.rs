@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::hsm::{Blob, ClusterIdentity, KeyRules};
+use crate::hsm::{ClusterIdentity, KeyRules};
 use crate::proto::kms::{ConnectionErrorCodeType, ConnectionStateType};
 use crate::registry::Stored;
+use crate::sealed::Sealed;
 use crate::store::{Kind, RowId};
 use crate::wire::{self, Text as _};
 
@@ -18,7 +19,7 @@ pub struct KeyStore {
     /// TrustAnchorCertificate.
     pub trust_anchor: String,
     /// The crypto user's PIN.
-    pub password: SealedPassword,
+    pub password: Sealed,
     /// ConnectionState.
     #[serde(with = "wire::text")]
     pub state: ConnectionStateType,
@@ -30,13 +31,7 @@ pub struct KeyStore {
 
 impl KeyStore {
     /// A key store that was never connected.
-    pub fn new(
-        name: &str,
-        cluster: &str,
-        trust_anchor: &str,
-        password: SealedPassword,
-        created_ms: i64,
-    ) -> Self {
+    pub fn new(name: &str, cluster: &str, trust_anchor: &str, password: Sealed, created_ms: i64) -> Self {
         KeyStore {
             name: name.to_owned(),
             cluster: cluster.to_owned(),
@@ -65,15 +60,6 @@ impl Stored for KeyStore {
     fn parent(&self) -> Option<String> {
         Some(self.cluster.clone())
     }
-}
-
-/// A PIN under an HSM key of the daemon's own: AES-256-GCM, bound to its row.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct SealedPassword {
-    /// 12 bytes.
-    pub iv: Blob,
-    /// Ciphertext, then the 16-byte tag.
-    pub ciphertext: Blob,
 }
 
 /// What keeps the names of an account's key stores apart: the row's id is the

@@ -9,10 +9,10 @@ use super::key::Page;
 use super::prelude::*;
 use crate::jobs::Intent;
 use crate::key::Key as KeyRow;
-use crate::key_stores::password;
 use crate::key_stores::rows::{self, KeyStore, KeyStoreName, RegisteredCluster};
 use crate::proto::kms::ConnectionStateType as State;
 use crate::registry::{Stored, from_store};
+use crate::sealed;
 use crate::store::Kind;
 
 /// KMS's quota of custom key stores in an account and Region.
@@ -74,8 +74,8 @@ impl Operation for CreateCustomKeyStore {
         }
         let row = rows::row(Kind::KeyStore, call.region(), &account, &new_id()?);
         let secret = SecretString::from(given(&request.key_store_password)?.as_str());
-        let sealed = password::seal(call, &row, &secret).await?;
-        let value = KeyStore::new(name, &cluster.id.id, &cluster.value.trust_anchor, sealed, call.now_ms);
+        let password = sealed::seal(call, &row, &secret).await?;
+        let value = KeyStore::new(name, &cluster.id.id, &cluster.value.trust_anchor, password, call.now_ms);
         call.change(Draft::insert(row.clone(), &value)?);
         claim_name(call, &row, name)?;
         claim_cluster(call, &cluster, Some(&row.id))?;
@@ -184,7 +184,7 @@ impl Operation for UpdateCustomKeyStore {
             value.name.clone_from(name);
         }
         if let Some(password) = &request.key_store_password {
-            value.password = password::seal(call, &held.id, &SecretString::from(password.as_str())).await?;
+            value.password = sealed::seal(call, &held.id, &SecretString::from(password.as_str())).await?;
         }
         if let Some(id) = request.cloud_hsm_cluster_id.as_ref().filter(|id| **id != value.cluster) {
             let old = call.registered_cluster(&held.id.account, &value.cluster).await?;

@@ -12,9 +12,9 @@ use super::hsm::describe_member;
 use super::prelude::*;
 use crate::hsm::{self as hsms, Cluster, HsmError, MemberSettings, MemberState, TokenUri};
 use crate::identity::{self, Installation};
-use crate::key_stores::password;
 use crate::key_stores::rows::{RegisteredCluster, RegisteredMember};
 use crate::proto::hsm;
+use crate::sealed;
 
 /// Longest that a new member is waited for: its first self-test makes keys of
 /// every kind.
@@ -271,7 +271,7 @@ impl Membership {
         match (&self.row, self.key_store()) {
             (MemberRow::Registered(held), Some(store)) => {
                 let store = call.key_store_of(&held.id, store).await?;
-                password::unseal(&call.app, &store.id, &store.value.password, call.deadline).await
+                sealed::unseal(&call.app, &store.id, &store.value.password, call.deadline).await
             }
             _ => call.app.key_stores.pin(&new.pin).await,
         }

@@ -2,6 +2,7 @@
 //! AWS JSON, and with them authorisation, audit and the tests that walk the API,
 //! are made from it.
 
+mod access_key;
 mod admin;
 mod agreement;
 mod alias;
@@ -89,6 +90,7 @@ operations! {
     digest_keys: ListPublicKeys RotateDigestKey,
     organization: DescribeOrganization,
     audit_events: PutAuditEvents,
+    access_key: CreateAccessKey ListAccessKeys UpdateAccessKey DeleteAccessKey,
     hsm: ListMembers,
     member: ListTokens AddMember RemoveMember ReplaceMember BeginMaintenance EndMaintenance,
     inventory: CheckMember,

@@ -39,6 +39,9 @@ pub enum Kind {
     DigestKey,
     /// How far a reader of the log is. The id is its name.
     Bookmark,
+    /// An access key of the AWS protocol, in no Region. Parent: the ARN of its
+    /// principal.
+    AccessKey,
 }
 
 impl Kind {
@@ -48,7 +51,7 @@ impl Kind {
     }
 
     /// Every kind.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 15] = [
         Kind::Key,
         Kind::BackingKey,
         Kind::Alias,
@@ -63,6 +66,7 @@ impl Kind {
         Kind::Delivery,
         Kind::DigestKey,
         Kind::Bookmark,
+        Kind::AccessKey,
     ];
 
     /// Whether its rows go by themselves, without an event: they answer nobody.
@@ -87,6 +91,7 @@ impl Kind {
             Kind::Delivery => "delivery",
             Kind::DigestKey => "digest-key",
             Kind::Bookmark => "bookmark",
+            Kind::AccessKey => "access-key",
         }
     }
 }
@@ -96,7 +101,7 @@ impl Kind {
 pub struct RowId {
     /// What it is.
     pub kind: Kind,
-    /// `us-east-1`; empty for [`Kind::System`].
+    /// `us-east-1`; empty for [`Kind::System`] and [`Kind::AccessKey`].
     pub region: String,
     /// Twelve digits; empty for [`Kind::System`].
     pub account: String,

@@ -1,11 +1,12 @@
-//! The access keys that are in force, each ready to check signatures with.
+//! The access keys of the configuration that are in force; and one, whatever it
+//! comes from, ready to check signatures with.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use aws_credential_types::Credentials;
 use aws_smithy_runtime_api::client::identity::Identity;
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::caller::Principal;
 use crate::config::{AccountId, Directory};
@@ -30,14 +31,19 @@ pub struct AccessKey {
     pub any_session: bool,
 }
 
+impl AccessKey {
+    /// A principal's own.
+    pub fn new(principal: Arc<Principal>, id: &str, secret: &SecretString) -> Self {
+        AccessKey { principal, identity: identity(id, secret.expose_secret()), any_session: false }
+    }
+}
+
 impl AccessKeys {
     /// Those of the configuration. As an emulator, twelve digits are an access
     /// key of that account's root besides.
     pub fn new(directory: &Directory, emulator: bool) -> Self {
         let key = |(id, key): (&String, &crate::config::AccessKey)| {
-            let identity = identity(id, key.secret.expose_secret());
-            let key = AccessKey { principal: key.principal.clone(), identity, any_session: false };
-            (id.clone(), key)
+            (id.clone(), AccessKey::new(key.principal.clone(), id, &key.secret))
         };
         AccessKeys { by_id: directory.access_keys().map(key).collect(), emulator }
     }

@@ -28,11 +28,13 @@ use tokio::time::{Instant, timeout_at};
 
 pub use keys::AccessKeys;
 
+use self::keys::AccessKey;
 use self::refused::Refused;
 use self::routes::{Route, Routes};
 use super::delegation::acting;
 use super::grpc::CallLimits;
 use super::identity::{Peer, Refusals, user_agent};
+use crate::access_keys;
 use crate::app::App;
 use crate::caller::Caller;
 
@@ -99,12 +101,13 @@ impl Shared {
         let arrived = Instant::now();
         let route = self.route(head)?;
         let body = read(body, limits, arrived).await?;
-        let verified = {
-            let keys = self.keys.load();
+        let claim = {
             let regions = |region: &str| self.region(route, region).is_some();
             let scope = sigv4::Scope { service: route.service.signing_name, regions: &regions };
-            sigv4::verify(head, &body, &keys, &scope, now_s())?
+            sigv4::Claim::of(head, &scope, now_s())?
         };
+        let key = self.access_key(claim.access_key_id(), arrived + limits.request_timeout).await?;
+        let verified = claim.verify(head, &body, key)?;
         let peer = peer(head).ok_or_else(Refused::no_peer)?;
         let region = self.region(route, &verified.region).ok_or_else(|| Refused::region(&verified.region))?;
         let caller = Caller {
@@ -123,6 +126,20 @@ impl Shared {
         let (caller, acting) = acting(caller, &head.headers, &self.app.directory.load());
         let body = acting.map(|()| body);
         Ok((route.serve)(self.app.clone(), region.clone(), caller, body, deadline).await)
+    }
+
+    /// The access key of an id: the configuration's, or one that is sealed in the
+    /// store.
+    async fn access_key(&self, id: &str, deadline: Instant) -> Result<AccessKey, Refused> {
+        let configured = self.keys.load().get(id);
+        if let Some(key) = configured {
+            return Ok(key);
+        }
+        match access_keys::find(&self.app, id, deadline).await {
+            Ok(Some((principal, secret))) => Ok(AccessKey::new(principal, id, &secret)),
+            Ok(None) => Err(Refused::unrecognized()),
+            Err(error) => Err(Refused::no_key(&error)),
+        }
     }
 
     /// The Region that a signature's scope asks an operation in.

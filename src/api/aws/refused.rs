@@ -6,6 +6,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 
 use super::routes::refusal;
+use crate::error::Error;
 
 /// Why a request is no call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +108,15 @@ impl Refused {
     /// A signature of another time.
     pub fn time(message: String) -> Self {
         Refused { reason: "time", ..Self::invalid(message) }
+    }
+
+    /// An access key that could not be looked for.
+    pub fn no_key(error: &Error) -> Self {
+        let status =
+            StatusCode::from_u16(error.exception.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let detail = error.detail.as_deref().unwrap_or_default();
+        tracing::warn!(%error, detail, "an access key could not be looked for");
+        Refused { status, ..Self::new(error.exception.name(), "access_key_store", error.message.clone()) }
     }
 
     /// An access key that nobody has, or a session token, which nobody gave.

@@ -18,7 +18,7 @@ use http::request::Parts;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::keys::AccessKeys;
+use super::keys::AccessKey;
 use super::refused::Refused;
 use crate::api::delegation;
 use crate::caller::Principal;
@@ -58,42 +58,8 @@ pub struct Verified {
     pub region: String,
 }
 
-/// Verifies a request's signature as at `now_s`, seconds since the epoch.
-///
-/// # Errors
-/// AWS's refusals, in the order in which AWS looks for them.
-pub fn verify(
-    head: &Parts,
-    body: &[u8],
-    keys: &AccessKeys,
-    scope: &Scope<'_>,
-    now_s: i64,
-) -> Result<Verified, Refused> {
-    let claim = Claim::read(head)?;
-    claim.check_headers(head)?;
-    claim.check_time(now_s)?;
-    let credential = Credential::read(&claim.credential)?;
-    credential.check(&claim.date, scope)?;
-    let key = keys.get(credential.access_key_id).ok_or_else(Refused::unrecognized)?;
-    if session_token(head) && !key.any_session {
-        // Nobody gives any out.
-        return Err(Refused::unrecognized());
-    }
-    let payload = payload_hash(head, body)?;
-    let signature = claim.signed_again(head, payload, &key.identity, &credential)?;
-    if bool::from(signature.as_bytes().ct_eq(claim.signature.as_bytes())) {
-        Ok(Verified {
-            principal: key.principal,
-            access_key_id: credential.access_key_id.to_owned(),
-            region: credential.region.to_owned(),
-        })
-    } else {
-        Err(Refused::mismatch())
-    }
-}
-
 /// What a request says of its signature.
-struct Claim {
+pub struct Claim {
     credential: String,
     signature: String,
     /// Lower-case names.
@@ -107,6 +73,47 @@ struct Claim {
 }
 
 impl Claim {
+    /// What a request says, where that may be accepted at `now_s`, seconds since
+    /// the epoch; whether it is true, [`Self::verify`] tells.
+    ///
+    /// # Errors
+    /// AWS's refusals, in the order in which AWS looks for them.
+    pub fn of(head: &Parts, scope: &Scope<'_>, now_s: i64) -> Result<Claim, Refused> {
+        let claim = Claim::read(head)?;
+        claim.check_headers(head)?;
+        claim.check_time(now_s)?;
+        Credential::read(&claim.credential)?.check(&claim.date, scope)?;
+        Ok(claim)
+    }
+
+    /// The id of the access key that the request says it is signed with.
+    pub fn access_key_id(&self) -> &str {
+        self.credential.split('/').next().unwrap_or_default()
+    }
+
+    /// Whether the request is signed with this access key.
+    ///
+    /// # Errors
+    /// AWS's refusals.
+    pub fn verify(self, head: &Parts, body: &[u8], key: AccessKey) -> Result<Verified, Refused> {
+        let credential = Credential::read(&self.credential)?;
+        if session_token(head) && !key.any_session {
+            // Nobody gives any out.
+            return Err(Refused::unrecognized());
+        }
+        let payload = payload_hash(head, body)?;
+        let signature = self.signed_again(head, payload, &key.identity, &credential)?;
+        if bool::from(signature.as_bytes().ct_eq(self.signature.as_bytes())) {
+            Ok(Verified {
+                principal: key.principal,
+                access_key_id: credential.access_key_id.to_owned(),
+                region: credential.region.to_owned(),
+            })
+        } else {
+            Err(Refused::mismatch())
+        }
+    }
+
     fn read(head: &Parts) -> Result<Claim, Refused> {
         let query = head.uri.query().unwrap_or_default();
         let presigned = parameter(query, "X-Amz-Algorithm");
