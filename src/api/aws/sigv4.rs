@@ -397,3 +397,6 @@ fn basic(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds)
         .map_or_else(|_| String::new(), |t| t.strftime(BASIC_FORMAT).to_string())
 }
+
+#[cfg(test)]
+mod tests;
