@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from botocore import xform_name
 
 from daemons import Daemon, Moto, until
+from shapes import Checked
+from test_model import METHODS
 
 ACCOUNT, OTHER = "111122223333", "444455556666"
 COMMAND_TIMEOUT_S = 120
@@ -155,6 +158,55 @@ def test_the_aws_command_finds_what_was_changed_or_removed(trail, kind, change, 
     trail.finds(key, why)
     restore()
     trail.is_valid()
+
+
+TABLE = {"Name": "table"}
+ARN = f"arn:aws:cloudtrail:us-east-1:{ACCOUNT}:trail/table"
+# In an order in which each succeeds, with a member that its answer has.
+CALLS = [
+    ("CreateTrail", {**TABLE, "S3BucketName": "table", "TagsList": [{"Key": "a", "Value": "b"}]}, "TrailARN"),
+    ("DescribeTrails", {}, "trailList"),
+    ("GetTrail", TABLE, "Trail"),
+    ("ListTrails", {}, "Trails"),
+    ("UpdateTrail", {**TABLE, "S3KeyPrefix": "prefix"}, "S3KeyPrefix"),
+    ("StartLogging", TABLE, None),
+    ("GetTrailStatus", TABLE, "IsLogging"),
+    (
+        "PutEventSelectors",
+        {"TrailName": "table", "EventSelectors": [{"ReadWriteType": "WriteOnly", "IncludeManagementEvents": True}]},
+        "EventSelectors",
+    ),
+    ("GetEventSelectors", {"TrailName": "table"}, "EventSelectors"),
+    (
+        "PutInsightSelectors",
+        {"TrailName": "table", "InsightSelectors": [{"InsightType": "ApiCallRateInsight"}]},
+        "InsightSelectors",
+    ),
+    ("GetInsightSelectors", {"TrailName": "table"}, "InsightSelectors"),
+    (
+        "ListInsightsMetricData",
+        {"EventSource": "kms.amazonaws.com", "EventName": "CreateKey", "InsightType": "ApiCallRateInsight"},
+        "Timestamps",
+    ),
+    ("AddTags", {"ResourceId": ARN, "TagsList": [{"Key": "c", "Value": "d"}]}, None),
+    ("ListTags", {"ResourceIdList": [ARN]}, "ResourceTagList"),
+    ("RemoveTags", {"ResourceId": ARN, "TagsList": [{"Key": "a"}]}, None),
+    ("ListPublicKeys", {}, "PublicKeyList"),
+    ("LookupEvents", {"MaxResults": 5}, "Events"),
+    ("StopLogging", TABLE, None),
+    ("DeleteTrail", TABLE, None),
+]
+
+
+def test_each_operation_answers_as_its_model_says(daemon, moto):
+    assert {name for name, _, _ in CALLS} == {method.name for service, method in METHODS if service == "cloudtrail"}
+    moto.client("s3").create_bucket(Bucket="table")
+    trails = daemon.client("cloudtrail")
+    Checked(trails)
+    for operation, members, answered in CALLS:
+        answer = getattr(trails, xform_name(operation))(**members)
+        assert answered is None or answer[answered] not in ("", None), operation
+    assert not trails.describe_trails(trailNameList=["table"])["trailList"]
 
 
 def test_an_organization_trail_has_all_accounts_and_is_valid_for_each(daemon, moto):
