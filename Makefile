@@ -11,7 +11,7 @@ CARGO ?= cargo
 BENCH ?=
 BENCH_PROFILE := $(if $(findstring --short,$(BENCH)),dev,release)
 
-.PHONY: build demo test bench lint deny soak test-vendors vendors packages venv node clean
+.PHONY: build demo test bench lint deny soak test-vendors vendors rust packages venv node clean
 
 build: packages
 	$(CARGO) build
@@ -35,6 +35,10 @@ test-vendors: packages vendors
 # kryoptic, with an OpenSSL of its own: ten minutes, once.
 vendors:
 	tests/vendors/build.sh
+
+# AWS's SDK for Rust, which `make test` runs too where it is built.
+rust:
+	CARGO_TARGET_DIR=target/rust $(CARGO) build --locked --manifest-path tests/rust/Cargo.toml
 
 # The tests of crashes, of churn and of HSMs that fail under load, many more
 # rounds; what the recoveries took is printed.

@@ -26,6 +26,7 @@ from daemons import Moto
 COMMAND_TIMEOUT_S = 120
 ROOT = Path(__file__).resolve().parents[3]
 NODE = Path(os.environ.get("TEST_NODE", ROOT / "target/node"))
+RUST = ROOT / "target/rust/debug/kms-client"
 # The order of secp256k1 (SEC 2, 2.4.1).
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
@@ -155,6 +156,12 @@ def test_the_javascript_sdk():
     # Read from its input, a script finds its modules in the current folder.
     script = (ROOT / "tests/node/kms.mjs").read_text()
     assert command("node", "--input-type=module", "-", input=script, cwd=NODE) == "done\n"
+
+
+def test_the_rust_sdk():
+    if not RUST.exists():
+        pytest.skip("AWS's SDK for Rust is not built (make rust)")
+    assert command(str(RUST)) == "done\n"
 
 
 def test_curl_signs_too():
