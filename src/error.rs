@@ -99,6 +99,7 @@ exceptions! {
     InvalidTagParameter "InvalidTagParameterException" Caller InvalidArgument 400,
     InvalidTimeRange "InvalidTimeRangeException" Caller InvalidArgument 400,
     InvalidToken "InvalidTokenException" Caller InvalidArgument 400,
+    InvalidHomeRegion "InvalidHomeRegionException" Caller InvalidArgument 400,
     InvalidTrailName "InvalidTrailNameException" Caller InvalidArgument 400,
     KeyUnavailable "KeyUnavailableException" Hsm Unavailable 500,
     KmsInternal "KMSInternalException" Service Internal 500,

@@ -25,6 +25,7 @@ mod report;
 mod series;
 mod slow;
 mod unrecorded;
+mod watched;
 
 use std::path::PathBuf;
 

@@ -11,7 +11,7 @@ use crate::Args;
 use crate::process::{Instance, Process};
 use crate::raw::Token;
 use crate::report::Report;
-use crate::{aws, ceilings, events, growth, overload, slow, unrecorded};
+use crate::{aws, ceilings, events, growth, overload, slow, unrecorded, watched};
 
 /// A part of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -22,6 +22,8 @@ pub enum Scenario {
     Operations,
     /// What it costs that every event is durable.
     Durability,
+    /// What trails, rules and Insights cost.
+    Watched,
     /// The AWS JSON protocol beside gRPC.
     Aws,
     /// From few keys to many.
@@ -172,6 +174,7 @@ impl Bench {
                 Scenario::Hsm => ceilings::hsm(self, token, &mut report)?,
                 Scenario::Operations => ceilings::operations(self, token, &mut report).await?,
                 Scenario::Durability => unrecorded::compare(self, &mut report).await?,
+                Scenario::Watched => watched::compare(self, &mut report).await?,
                 Scenario::Aws => aws::compare(self, &mut report).await?,
                 Scenario::Growth => growth::run(self, &mut report).await?,
                 Scenario::Events => events::run(self, &mut report).await?,

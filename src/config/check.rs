@@ -11,7 +11,6 @@ use super::settings::{Config, TrailSettings};
 use super::values::check_region;
 use crate::hsm::TokenUri;
 use crate::key::REGIONS_MAX;
-use crate::operation::Service;
 
 /// The problems found so far.
 pub(super) struct Report<'a> {
@@ -52,7 +51,7 @@ pub(super) fn settings(config: &Config, report: &mut Report<'_>) {
     numbers("quotas", &config.quotas, report);
     numbers("quotas.operations", &config.quotas.operations, report);
     for name in config.quotas.operations.keys().filter(|name| !is_operation(name)) {
-        let remedy = "write the name of a KMS operation, such as CreateKey";
+        let remedy = "write the name of an operation, such as CreateKey";
         report.add(&Key::of("quotas.operations").field(name), "is no operation", remedy);
     }
     numbers("hsm", &config.hsm, report);
@@ -116,8 +115,9 @@ fn numbers(section: &str, settings: &impl Serialize, report: &mut Report<'_>) {
 
 fn is_operation(name: &str) -> bool {
     let pool = prost_reflect::DescriptorPool::decode(crate::proto::DESCRIPTORS).ok();
-    let service = pool.and_then(|pool| pool.get_service_by_name(Service::Kms.grpc()));
-    service.is_some_and(|service| service.methods().any(|method| method.name() == name))
+    let of =
+        |service: prost_reflect::ServiceDescriptor| service.methods().any(|method| method.name() == name);
+    pool.is_some_and(|pool| pool.services().any(of))
 }
 
 /// Names of sections are used in the store's rows, metrics and logs.
@@ -200,6 +200,10 @@ fn trail(settings: &TrailSettings, report: &mut Report<'_>) {
     }
     if settings.s3.access_key_id.is_some() != settings.s3.secret_access_key_file.is_some() {
         let text = "access_key_id and secret_access_key_file belong together";
+        report.add(&Key::of("trail.s3"), text, "write both or neither");
+    }
+    if settings.s3.object_lock_mode.is_some() != settings.s3.object_lock_days.is_some_and(|days| days > 0) {
+        let text = "object_lock_mode and object_lock_days, of one or more, belong together";
         report.add(&Key::of("trail.s3"), text, "write both or neither");
     }
 }

@@ -353,6 +353,35 @@ pub struct S3Settings {
     pub access_key_id: Option<String>,
     /// A file with the secret access key.
     pub secret_access_key_file: Option<PathBuf>,
+    /// The canned ACL of each object; empty for none. Default:
+    /// `bucket-owner-full-control` where the store is AWS's, as CloudTrail has
+    /// it, else none.
+    pub acl: Option<String>,
+    /// How each object is locked; with `object_lock_days`. Default: as the
+    /// bucket says.
+    pub object_lock_mode: Option<ObjectLock>,
+    /// For how many days.
+    pub object_lock_days: Option<u32>,
+}
+
+/// S3's modes of object lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum ObjectLock {
+    /// Some may delete it all the same.
+    Governance,
+    /// Nobody can.
+    Compliance,
+}
+
+impl ObjectLock {
+    /// As S3 has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ObjectLock::Governance => "GOVERNANCE",
+            ObjectLock::Compliance => "COMPLIANCE",
+        }
+    }
 }
 
 impl Default for S3Settings {
@@ -363,6 +392,9 @@ impl Default for S3Settings {
             path_style: true,
             access_key_id: None,
             secret_access_key_file: None,
+            acl: None,
+            object_lock_mode: None,
+            object_lock_days: None,
         }
     }
 }

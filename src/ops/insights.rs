@@ -28,7 +28,7 @@ impl Operation for PutInsightSelectors {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, on: Allowed<TrailName>) -> Result<Self::Response> {
-        let held = on.existing(call).await?;
+        let held = on.at_home(call).await?;
         let selectors: Vec<_> = request.insight_selectors.iter().map(read).collect::<Result<_>>()?;
         for (index, selector) in selectors.iter().enumerate() {
             if selectors.iter().take(index).any(|other| other.kind == selector.kind) {

@@ -10,6 +10,8 @@ use crate::store::Kind;
 
 /// Trails of an account and Region, as in CloudTrail.
 const TRAILS_MAX: usize = 5;
+/// Trails of a daemon.
+const ALL_TRAILS_MAX: u32 = 10_000;
 /// How long it may take to learn whether a bucket is there.
 const BUCKET_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 
@@ -58,6 +60,20 @@ impl TrailName {
             )
         };
         call.app.registry.open(row.ok_or_else(unknown)?, call.deadline).await
+    }
+
+    /// Its row, to be changed: only where its home is.
+    ///
+    /// # Errors
+    /// TrailNotFoundException, InvalidHomeRegionException.
+    pub(super) async fn at_home(&self, call: &Call) -> Result<Held<Trail>> {
+        let held = self.existing(call).await?;
+        if self.0.region != call.region() {
+            let home = &self.0.region;
+            let text = format!("Trail {} can be changed in its home Region only: {home}.", self.arn());
+            return Err(Error::new(Exception::InvalidHomeRegion, text));
+        }
+        Ok(held)
     }
 
     /// The row of its delivery; none before logging was first started.
@@ -150,7 +166,7 @@ impl Operation for UpdateTrail {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, on: Allowed<TrailName>) -> Result<Self::Response> {
-        let held = on.existing(call).await?;
+        let held = on.at_home(call).await?;
         let mut trail = held.value.clone();
         let set = |old: &mut bool, new: Option<bool>| *old = new.unwrap_or(*old);
         if let Some(bucket) = &request.s3_bucket_name {
@@ -260,7 +276,7 @@ impl Operation for DeleteTrail {
     }
 
     async fn run(call: &mut Call, _: &Self::Request, on: Allowed<TrailName>) -> Result<Self::Response> {
-        let held = on.existing(call).await?;
+        let held = on.at_home(call).await?;
         call.change(Draft::delete(&held));
         if let Some(delivery) = on.delivery(call).await? {
             call.change(Draft::delete(&delivery));
@@ -312,8 +328,15 @@ impl Operation for DescribeTrails {
         for given in &request.trail_name_list {
             wanted.push(call.resolve::<TrailName>(given.clone()).await?.0);
         }
-        let trails = trails(call).await?;
-        let found = trails.iter().filter(|trail| wanted.is_empty() || wanted.contains(&trail.id));
+        // Those of other Regions have a shadow here where they are of all Regions.
+        let shadows = request.include_shadow_trails.unwrap_or(true);
+        let is_here =
+            |trail: &Held<Trail>| trail.id.region == call.region() || shadows && trail.value.multi_region;
+        let trails = of_all_regions(call).await?;
+        let found = trails.iter().filter(|trail| match wanted.is_empty() {
+            true => is_here(trail),
+            false => wanted.contains(&trail.id),
+        });
         Ok(cloudtrail::DescribeTrailsResponse { trail_list: found.map(shown).collect() })
     }
 }
@@ -341,7 +364,7 @@ impl Operation for ListTrails {
             home_region: Some(trail.id.region.clone()),
         };
         // There are never more than fit into one page.
-        let trails = trails(call).await?.iter().map(info).collect();
+        let trails = of_all_regions(call).await?.iter().map(info).collect();
         Ok(cloudtrail::ListTrailsResponse { trails, next_token: None })
     }
 }
@@ -349,6 +372,13 @@ impl Operation for ListTrails {
 async fn trails(call: &Call) -> Result<Vec<Held<Trail>>> {
     let limit = u32::try_from(TRAILS_MAX).unwrap_or(u32::MAX);
     call.app.registry.page(call.region(), call.account(), None, None, limit, call.deadline).await
+}
+
+/// The account's, whichever their home Region.
+async fn of_all_regions(call: &Call) -> Result<Vec<Held<Trail>>> {
+    let rows = call.app.store.all_rows(Kind::Trail, None, ALL_TRAILS_MAX).await.map_err(from_store)?;
+    let own = rows.into_iter().filter(|row| row.id.account == call.account()).collect();
+    call.app.registry.open_all(own, call.deadline).await
 }
 
 fn shown(trail: &Held<Trail>) -> cloudtrail::Trail {

@@ -27,7 +27,7 @@ impl Operation for StartLogging {
     }
 
     async fn run(call: &mut Call, _: &Self::Request, on: Allowed<TrailName>) -> Result<Self::Response> {
-        let held = on.existing(call).await?;
+        let held = on.at_home(call).await?;
         if held.value.logging.on {
             return Ok(cloudtrail::StartLoggingResponse {});
         }
@@ -70,7 +70,7 @@ impl Operation for StopLogging {
     }
 
     async fn run(call: &mut Call, _: &Self::Request, on: Allowed<TrailName>) -> Result<Self::Response> {
-        let held = on.existing(call).await?;
+        let held = on.at_home(call).await?;
         if !held.value.logging.on {
             return Ok(cloudtrail::StopLoggingResponse {});
         }

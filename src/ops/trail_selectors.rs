@@ -22,7 +22,7 @@ impl Operation for PutEventSelectors {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, on: Allowed<TrailName>) -> Result<Self::Response> {
-        let held = on.existing(call).await?;
+        let held = on.at_home(call).await?;
         let selectors = match (&request.event_selectors[..], &request.advanced_event_selectors[..]) {
             (basic, []) => Selectors::Basic(basic.iter().map(read_basic).collect::<Result<_>>()?),
             ([], advanced) => Selectors::Advanced(advanced.iter().map(read_advanced).collect()),

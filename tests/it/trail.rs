@@ -10,7 +10,7 @@ use serde_json::Value;
 use strongroom::proto::cloudtrail;
 use strongroom::proto::kms::KeySpec;
 
-use crate::support::{Client, Daemon, Instance, eventually};
+use crate::support::{Client, Daemon, Instance, eventually, faketime};
 
 const TRAIL: &str = "audit";
 const BUCKET: &str = "bucket";
@@ -290,4 +290,35 @@ async fn a_trails_operations_are_cloudtrails() {
     let gone = client.call(cloudtrail::GetTrailRequest { name: Some(TRAIL.into()) }).await.unwrap_err();
     assert_eq!(gone.exception, "TrailNotFoundException");
     assert_eq!(client.findings().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_set_forth_and_back_loses_nothing_and_accuses_nobody() {
+    let Some(faketime) = faketime() else {
+        return eprintln!("skipped: install libfaketime (Debian: apt-get install faketime)");
+    };
+    let mut instance = instance();
+    let clock = instance.beside("clock");
+    fs::write(&clock, "+0").unwrap();
+    instance.set("LD_PRELOAD", faketime.display().to_string());
+    instance.set("FAKETIME_TIMESTAMP_FILE", clock.display().to_string());
+    instance.set("FAKETIME_NO_CACHE", "1");
+    instance.set("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+    make_trail(&client).await;
+    // While it is set back no digest can end.
+    for (offset, digests) in [("+0", true), ("+20m", true), ("+0", false), ("+20m", true)] {
+        fs::write(&clock, offset).unwrap();
+        let known = delivered(&instance).len();
+        work(&client, 5).await;
+        eventually("it is delivered", async || delivered(&instance).len() >= known + 6).await;
+        if digests {
+            eventually("a digest has it", async || verify(&instance).1["NotYetCovered"] == 0).await;
+        }
+        let (code, report) = verify(&instance);
+        assert_eq!(code, Some(0), "{offset}: {report}");
+    }
+    stop(&client).await;
+    settled(&instance, &client).await;
 }

@@ -3,24 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
-use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::aws::AmazonS3;
 use object_store::path::Path;
-use object_store::{
-    Attribute, Attributes, ClientOptions, ObjectStore, ObjectStoreExt as _, PutOptions, RetryConfig,
-};
+use object_store::{Attribute, Attributes, ObjectStore, ObjectStoreExt as _, PutOptions};
 use tokio::fs;
 use tokio::io::AsyncWriteExt as _;
 
+use super::s3;
 use crate::config::TrailSettings;
 
-/// How long a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one request may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// In a folder an object's metadata is a file beside it.
 const METADATA_SUFFIX: &str = ".metadata";
 /// A file that is not yet whole.
@@ -61,43 +55,8 @@ impl Buckets {
         if let Some(folder) = &self.settings.folder {
             return Ok(Bucket { name: name.to_owned(), place: Place::Folder(folder.join(name)) });
         }
-        let s3 = self.client(name, kms_key_id)?;
+        let s3 = s3::client(&self.settings.s3, &self.region, name, kms_key_id)?;
         Ok(Bucket { name: name.to_owned(), place: Place::S3(Arc::new(s3)) })
-    }
-
-    fn client(&self, name: &str, kms_key_id: Option<&str>) -> Result<AmazonS3, BucketError> {
-        let s3 = &self.settings.s3;
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let region =
-            s3.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
-        let endpoint = s3
-            .endpoint
-            .clone()
-            .or_else(|| variable("AWS_ENDPOINT_URL_S3"))
-            .or_else(|| variable("AWS_ENDPOINT_URL"));
-        let client = ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_timeout(REQUEST_TIMEOUT);
-        // The deliveries themselves are tried again, with a file that is known to the store.
-        let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-        let plain = endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
-        let mut builder = AmazonS3Builder::from_env()
-            .with_client_options(client.with_allow_http(plain))
-            .with_retry(retry)
-            .with_bucket_name(name)
-            .with_region(region.unwrap_or_else(|| self.region.clone()))
-            .with_virtual_hosted_style_request(!s3.path_style);
-        if let Some(endpoint) = endpoint {
-            builder = builder.with_endpoint(endpoint);
-        }
-        if let (Some(id), Some(file)) = (&s3.access_key_id, &s3.secret_access_key_file) {
-            let secret = std::fs::read_to_string(file).map_err(|error| {
-                BucketError::Failed(format!("trail.s3.secret_access_key_file {}: {error}", file.display()))
-            })?;
-            builder = builder.with_access_key_id(id).with_secret_access_key(secret.trim());
-        }
-        if let Some(key) = kms_key_id {
-            builder = builder.with_sse_kms_encryption(key);
-        }
-        builder.build().map_err(|error| BucketError::Failed(told(&error)))
     }
 }
 
@@ -249,7 +208,7 @@ fn is_missing(error: &object_store::Error) -> bool {
 }
 
 /// An error with its causes, in one line.
-fn told(error: &dyn std::error::Error) -> String {
+pub(super) fn told(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

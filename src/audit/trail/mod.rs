@@ -19,6 +19,7 @@ pub mod keys;
 mod log_file;
 pub mod name;
 mod rows;
+mod s3;
 pub mod selector;
 mod status;
 pub mod verify;

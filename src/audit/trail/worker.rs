@@ -28,6 +28,8 @@ const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How often it is looked which trails there are, whatever was told.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// Where the clock was set back by more, files have its time all the same.
+const SET_BACK_MAX_MS: i64 = 3_600_000;
 /// Trails of a daemon.
 const TRAILS_MAX: u32 = 10_000;
 /// Digests that are made one by one when they are late. Further behind, one
@@ -191,6 +193,8 @@ impl Work<'_> {
         match self.trail.value.logging {
             // What was logged before the end is delivered at once.
             Logging { on: false, stopped_ms: Some(stopped), .. } if taken_ms < stopped => stopped,
+            // The clock was set back.
+            _ if taken_ms > self.now_ms => self.now_ms,
             _ => taken_ms + ms(self.app.trails.settings.delivery_interval),
         }
     }
@@ -210,6 +214,13 @@ impl Work<'_> {
         let is_begun = self.delivery.value.chains.as_ref().is_some_and(|chains| chains.pending.is_some());
         let is_first = |due| due <= self.now_ms && !(self.is_behind() && self.range_due_ms() < due);
         is_begun || self.digest_due_ms().is_some_and(is_first)
+    }
+
+    /// The time in a file's name: not before the end of the last digest, which
+    /// would have had to list it, where the clock was set back since.
+    fn named_ms(&self) -> i64 {
+        let digested_ms = self.delivery.value.chains.as_ref().map_or(0, |chains| chains.from_ms);
+        self.now_ms.max(digested_ms.min(self.now_ms + SET_BACK_MAX_MS))
     }
 
     /// Takes the events behind the cursor, names their files, and says so in
@@ -232,7 +243,8 @@ impl Work<'_> {
             delivery.cursor = range.until;
         } else {
             let organization = self.organization();
-            let pending = log_file::pending(&range, scope, trail, organization.as_deref(), self.now_ms)?;
+            let named_ms = self.named_ms();
+            let pending = log_file::pending(&range, scope, trail, organization.as_deref(), named_ms)?;
             delivery.pending = Some(pending);
         }
         self.keep(&delivery).await?;

@@ -1,4 +1,4 @@
-"""Each event in exactly one file of a trail, whatever dies: kill -9, and an S3 that refuses, answers late, or says it failed when it did not."""
+"""Each event in exactly one file of a trail, whatever dies: kill -9, and an S3 that refuses, is full, answers late, or says it failed when it did not."""
 
 import collections
 import gzip
@@ -28,7 +28,7 @@ class Unreliable(http.server.ThreadingHTTPServer):
     def __init__(self, url):
         super().__init__(("127.0.0.1", 0), Way)
         self.behind, self.faults, self.dice = urlsplit(url).netloc, collections.Counter(), random.Random(5)
-        self.odds = 0.6
+        self.odds, self.puts = 0.6, []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -39,12 +39,16 @@ class Way(http.server.BaseHTTPRequestHandler):
     def pass_on(self):
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         server = self.server
+        if self.command == "PUT":
+            server.puts.append((self.path, dict(self.headers), body))
         fault = None
         if self.command == "PUT" and server.dice.random() < server.odds:
-            fault = server.dice.choice(["refused", "late", "lost"])
+            fault = server.dice.choice(["refused", "full", "late", "lost"])
             server.faults[fault] += 1
         if fault == "refused":
             return self.say(503, b"<Error><Code>SlowDown</Code></Error>")
+        if fault == "full":
+            return self.say(507, b"<Error><Code>XMinioStorageFull</Code></Error>")
         if fault == "late":
             time.sleep(LATE_S)
         # The signature is for the name that the client knows.
@@ -102,7 +106,7 @@ def test_each_event_is_in_one_file(tmp_path, moto):
             daemon.process.kill()
             daemon.process.wait()
             daemon = start()
-    assert set(way.faults) == {"refused", "late", "lost"}, way.faults
+    assert set(way.faults) == {"refused", "full", "late", "lost"}, way.faults
     way.odds = 0
     trails = daemon.client("cloudtrail")
     trails.stop_logging(Name="audit")

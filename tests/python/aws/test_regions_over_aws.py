@@ -25,6 +25,28 @@ def test_a_region_is_picked_by_the_signature(aws, west):
         west.describe_key(KeyId=home["KeyId"])
 
 
+def test_a_trail_of_all_regions_is_seen_in_each_and_changed_at_home(client, trail):
+    away, name = client("cloudtrail", region_name=WEST), "of-all-regions"
+    arn = trail.create_trail(Name=name, S3BucketName="anybodys", IsMultiRegionTrail=True)["TrailARN"]
+    names = lambda **members: [entry["Name"] for entry in away.describe_trails(**members)["trailList"]]
+    assert name in names() and name in names(trailNameList=[arn]) and name not in names(includeShadowTrails=False)
+    assert arn in [entry["TrailARN"] for entry in away.list_trails()["Trails"]]
+    assert away.get_trail(Name=arn)["Trail"]["HomeRegion"] == "us-east-1"
+    selectors = {"TrailName": arn, "EventSelectors": [{"ReadWriteType": "All"}]}
+    for change, members in [
+        (away.update_trail, {"Name": arn, "S3KeyPrefix": "elsewhere"}),
+        (away.start_logging, {"Name": arn}),
+        (away.stop_logging, {"Name": arn}),
+        (away.put_event_selectors, selectors),
+        (away.put_insight_selectors, {"TrailName": arn, "InsightSelectors": []}),
+        (away.delete_trail, {"Name": arn}),
+    ]:
+        with pytest.raises(away.exceptions.InvalidHomeRegionException):
+            change(**members)
+    trail.delete_trail(Name=arn)
+    assert name not in names()
+
+
 def test_a_key_in_two_regions(client, aws, west, trail):
     key = aws.create_key(MultiRegion=True)["KeyMetadata"]
     assert key["MultiRegion"] and key["KeyId"].startswith("mrk-")
