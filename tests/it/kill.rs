@@ -274,7 +274,7 @@ async fn what_was_told_survives_kill_9() {
     for spec in SPECS {
         assert!(keys.iter().any(|key| key.spec == spec), "the load made no {spec:?}");
     }
-    assert!(answered > 100, "there was no load: {answered} answers");
+    assert!(answered > 20, "there was no load: {answered} answers");
 }
 
 /// The first start makes certificates, a token and its keys: wherever it is

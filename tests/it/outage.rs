@@ -154,14 +154,14 @@ fn replace(instance: &Instance, token: &Path) {
 }
 
 /// Every object below a folder with its bytes; not the token's own, in which
-/// SoftHSM2 counts logins.
+/// SoftHSM2 counts logins, nor its lock and generation.
 fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             files.extend(contents(&path));
-        } else if !path.ends_with("token.object") {
+        } else if path.extension().is_some_and(|kind| kind == "object") && !path.ends_with("token.object") {
             files.push((path.display().to_string(), fs::read(&path).unwrap()));
         }
     }
