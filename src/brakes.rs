@@ -1,16 +1,20 @@
 //! What keeps one principal from taking the service from the others: a share
-//! of the calls that run, and a rate of denials; and one account: KMS's request
-//! quotas, by group of operations, and its counts of what there may be.
+//! of the calls that run, behind which its others wait, and a rate of denials;
+//! and one account: KMS's request quotas, by group of operations, and its counts
+//! of what there may be.
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, Exception, Result};
 use crate::key::spec;
@@ -27,8 +31,10 @@ pub struct Limits {
     pub counts: Counts,
     /// How often an account may ask.
     pub quotas: Quotas,
-    /// Most calls of one principal at a time.
+    /// Most calls of one principal that run at a time.
     pub requests_per_principal_max: u32,
+    /// Most of its calls that wait to run.
+    pub requests_waiting_per_principal_max: u32,
     /// Denials of one principal, after the burst.
     pub denials_per_second: NonZeroU32,
     /// Denials of one principal at once.
@@ -102,7 +108,6 @@ impl Group<'_> {
 /// The brakes of a daemon; a reload replaces their limits.
 pub struct Brakes {
     in_force: ArcSwap<InForce>,
-    running: Mutex<HashMap<String, u32>>,
 }
 
 /// By account and Region.
@@ -110,6 +115,8 @@ type Regional = DefaultKeyedRateLimiter<(String, Arc<str>)>;
 
 struct InForce {
     limits: Limits,
+    /// Of each principal that calls.
+    shares: Mutex<HashMap<String, Arc<Share>>>,
     denials: DefaultKeyedRateLimiter<String>,
     symmetric: Regional,
     rsa: Regional,
@@ -125,10 +132,10 @@ struct InForce {
 impl Brakes {
     /// Brakes with these limits.
     pub fn new(limits: Limits) -> Self {
-        Brakes { in_force: ArcSwap::from_pointee(InForce::new(limits)), running: Mutex::new(HashMap::new()) }
+        Brakes { in_force: ArcSwap::from_pointee(InForce::new(limits)) }
     }
 
-    /// Puts other limits in force.
+    /// Puts other limits in force, for what comes from now on.
     pub fn set(&self, limits: Limits) {
         self.in_force.store(Arc::new(InForce::new(limits)));
     }
@@ -167,20 +174,76 @@ impl Brakes {
         taken.map_err(|refused| throttled(refused.wait_time_from(DefaultClock::default().now())))
     }
 
-    /// Lets a principal's call in, if it has not too many running: one
-    /// principal cannot take every session of the HSM from the others.
+    /// Lets a principal's call in, once it has not too many running: one
+    /// principal cannot take every session of the HSM from the others. Its calls
+    /// are let in as they came.
     ///
     /// # Errors
-    /// ThrottlingException.
-    pub fn admit(&self, principal: &str) -> Result<Admission<'_>> {
-        let most = self.in_force.load().limits.requests_per_principal_max;
-        let mut running = self.running.lock();
-        let count = running.entry(principal.to_owned()).or_insert(0);
-        if *count >= most {
-            return Err(throttled(RETRY));
+    /// ThrottlingException, at once where too many wait already, or at the
+    /// deadline.
+    pub async fn admit(&self, principal: &str, deadline: Instant) -> Result<Admission> {
+        let in_force = self.in_force.load_full();
+        let share = in_force.share(principal);
+        let mut admission = Admission { share, in_force, principal: principal.to_owned(), _permit: None };
+        let share = admission.share.clone();
+        if let Ok(permit) = share.running.clone().try_acquire_owned() {
+            admission._permit = Some(permit);
+            return Ok(admission);
         }
-        *count += 1;
-        Ok(Admission { brakes: self, principal: principal.to_owned() })
+        let most = admission.in_force.limits.requests_waiting_per_principal_max;
+        let _waiting = share.wait(most).ok_or_else(|| throttled(RETRY))?;
+        match timeout_at(deadline, share.running.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => admission._permit = Some(permit),
+            Ok(Err(_)) | Err(_) => return Err(throttled(RETRY)),
+        }
+        Ok(admission)
+    }
+}
+
+/// A principal's share of the calls.
+struct Share {
+    running: Arc<Semaphore>,
+    waiting: AtomicU32,
+}
+
+impl Share {
+    /// One more that waits, unless too many do.
+    fn wait(&self, most: u32) -> Option<Waiting<'_>> {
+        let more = |waiting| (waiting < most).then_some(waiting + 1);
+        self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Waiting(self))
+    }
+}
+
+/// Somebody waits, until it is dropped.
+struct Waiting<'a>(&'a Share);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl InForce {
+    fn share(&self, principal: &str) -> Arc<Share> {
+        let mut shares = self.shares.lock();
+        if let Some(share) = shares.get(principal) {
+            return share.clone();
+        }
+        let most = usize::try_from(self.limits.requests_per_principal_max).unwrap_or(usize::MAX);
+        let running = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+        let share = Arc::new(Share { running, waiting: AtomicU32::new(0) });
+        shares.insert(principal.to_owned(), share.clone());
+        share
+    }
+
+    /// Forgets the share of a principal of whom nothing runs or waits.
+    fn leave(&self, principal: &str) {
+        let mut shares = self.shares.lock();
+        // One is the map's, one is the leaver's.
+        if shares.get(principal).is_some_and(|share| Arc::strong_count(share) <= 2) {
+            shares.remove(principal);
+        }
     }
 }
 
@@ -190,6 +253,7 @@ impl InForce {
         let of = |per_second| -> Regional { RateLimiter::keyed(Quota::per_second(per_second)) };
         let quotas = &limits.quotas;
         InForce {
+            shares: Mutex::default(),
             denials: RateLimiter::keyed(denials),
             symmetric: of(quotas.symmetric_per_second),
             rsa: of(quotas.rsa_per_second),
@@ -212,20 +276,16 @@ fn throttled(wait: Duration) -> Error {
 }
 
 /// A call that was let in, until it is dropped.
-pub struct Admission<'a> {
-    brakes: &'a Brakes,
+pub struct Admission {
+    _permit: Option<OwnedSemaphorePermit>,
+    share: Arc<Share>,
+    in_force: Arc<InForce>,
     principal: String,
 }
 
-impl Drop for Admission<'_> {
+impl Drop for Admission {
     fn drop(&mut self) {
-        let mut running = self.brakes.running.lock();
-        if let Some(count) = running.get_mut(&self.principal) {
-            *count -= 1;
-            if *count == 0 {
-                running.remove(&self.principal);
-            }
-        }
+        self.in_force.leave(&self.principal);
     }
 }
 
@@ -237,6 +297,7 @@ mod tests {
         let (one, two) = (NonZeroU32::MIN, NonZeroU32::new(2).unwrap());
         Limits {
             requests_per_principal_max: most,
+            requests_waiting_per_principal_max: 1,
             denials_per_second: one,
             denials_burst: one,
             counts: Counts {
@@ -284,18 +345,39 @@ mod tests {
         }
     }
 
-    #[test]
-    fn one_principals_share_leaves_the_others_theirs() {
+    #[tokio::test(start_paused = true)]
+    async fn one_principals_share_leaves_the_others_theirs() {
         let brakes = Brakes::new(limits(2));
-        let first = brakes.admit("greedy").unwrap();
-        let _second = brakes.admit("greedy").unwrap();
-        let refused = brakes.admit("greedy").err().unwrap();
-        assert_eq!(refused.exception, Exception::Throttling);
-        assert!(refused.retry_after.is_some());
-        assert!(brakes.admit("light").is_ok());
+        let in_a_while = || Instant::now() + Duration::from_secs(1);
+        let first = brakes.admit("greedy", in_a_while()).await.unwrap();
+        let second = brakes.admit("greedy", in_a_while()).await.unwrap();
+        let third = tokio::spawn(async move {
+            let admission = brakes.admit("greedy", in_a_while()).await.map(drop);
+            (brakes, admission)
+        });
+        tokio::task::yield_now().await;
+        assert!(!third.is_finished(), "it waits");
         drop(first);
-        assert!(brakes.admit("greedy").is_ok());
+        let (brakes, admission) = third.await.unwrap();
+        assert!(admission.is_ok());
+
+        let first = brakes.admit("greedy", in_a_while()).await.unwrap();
+        let late = brakes.admit("greedy", in_a_while());
+        let (late, too_many, other) = tokio::join!(
+            late,
+            async { brakes.admit("greedy", in_a_while()).await.map(drop) },
+            brakes.admit("light", in_a_while())
+        );
+        for refused in [late.map(drop), too_many] {
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.exception, Exception::Throttling);
+            assert!(refused.retry_after.is_some());
+        }
+        assert!(other.is_ok());
+        drop((first, second, other));
+        assert!(brakes.in_force.load().shares.lock().is_empty(), "nobody's share is kept");
         brakes.set(limits(1));
-        assert!(brakes.admit("greedy").is_err(), "one still runs");
+        let _only = brakes.admit("greedy", in_a_while()).await.unwrap();
+        assert!(brakes.admit("greedy", in_a_while()).await.is_err(), "one still runs");
     }
 }

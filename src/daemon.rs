@@ -645,6 +645,7 @@ fn brake_limits(config: &Config) -> brakes::Limits {
     let at_least_one = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
     brakes::Limits {
         requests_per_principal_max: config.limits.requests_per_principal_max,
+        requests_waiting_per_principal_max: config.limits.requests_waiting_per_principal_max,
         denials_per_second: at_least_one(config.limits.denials_per_second),
         denials_burst: at_least_one(config.limits.denials_burst),
         counts: brakes::Counts {

@@ -613,7 +613,7 @@ async fn admitted<O: Operation>(
     request: Result<Received<O::Request>>,
 ) -> Result<O::Response> {
     let app = call.app.clone();
-    let admission = app.brakes.admit(&call.caller.principal.arn);
+    let admission = app.brakes.admit(&call.caller.principal.arn, call.deadline).await;
     match (request, admission) {
         (Err(error), _) => settle::<O>(call, Err(error)).await,
         (Ok(request), Err(error)) => {

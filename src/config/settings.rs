@@ -204,8 +204,11 @@ pub struct Limits {
     /// A request's deadline where its client names none, and the longest that
     /// a client may name. Default 30000 ms.
     pub request_timeout_ms: u64,
-    /// Requests of one principal in flight. Default 4096.
+    /// Requests of one principal that run at a time. Default 512.
     pub requests_per_principal_max: u32,
+    /// Requests of one principal that wait until others of its have run, before
+    /// it is throttled. Default 10000.
+    pub requests_waiting_per_principal_max: u32,
     /// Denied requests of one principal per second, above which it is
     /// throttled. Default 50.
     pub denials_per_second: u32,
@@ -236,6 +239,7 @@ impl Default for Limits {
             connection_idle_ms: 600_000,
             request_timeout_ms: 30_000,
             requests_per_principal_max: 512,
+            requests_waiting_per_principal_max: 10_000,
             denials_per_second: 50,
             denials_burst: 200,
             drain_timeout_ms: 30_000,

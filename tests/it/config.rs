@@ -195,7 +195,7 @@ fn every_problem_of_form_is_named_at_once_with_file_key_and_remedy() {
             "DIR/strongroom.toml: data_dirr: unknown key; did you mean data_dir?",
             "DIR/strongroom.toml: grpc.address: is not an address; write IP:PORT, such as 127.0.0.1:50051",
             "DIR/strongroom.toml: grpc.unix_socket_mode: is not a file mode; write it in octal and in quotes, such as \"0660\"",
-            "DIR/strongroom.toml: limits.colour: unknown key; remove it, or write one of connections_max, connections_per_peer_max, handshake_timeout_ms, streams_per_connection_max, header_bytes_max, message_bytes_max, connection_age_ms, connection_idle_ms, request_timeout_ms, requests_per_principal_max, denials_per_second, denials_burst, drain_timeout_ms, keys_per_account_max, aliases_per_account_max, aliases_per_key_max, grants_per_key_max",
+            "DIR/strongroom.toml: limits.colour: unknown key; remove it, or write one of connections_max, connections_per_peer_max, handshake_timeout_ms, streams_per_connection_max, header_bytes_max, message_bytes_max, connection_age_ms, connection_idle_ms, request_timeout_ms, requests_per_principal_max, requests_waiting_per_principal_max, denials_per_second, denials_burst, drain_timeout_ms, keys_per_account_max, aliases_per_account_max, aliases_per_key_max, grants_per_key_max",
             "DIR/strongroom.toml: limits.connections_max: is out of range: signed int `-1`; write a whole number from 0 to 4294967295",
             "DIR/strongroom.toml: limits.handshake_timeout_ms: is a text; write a whole number",
             "DIR/strongroom.toml: log.format: is \"xml\"; write one of \"json\", \"text\"",
