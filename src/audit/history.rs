@@ -147,7 +147,11 @@ impl History {
         let found = timeout(Duration::from_millis(LOOKUP_TIMEOUT_MS), found).await;
         let late = || StoreError::Failed(format!("the lookup took longer than {LOOKUP_TIMEOUT_MS} ms"));
         let mut found = found.map_err(|_| late())?.inspect_err(|error| self.shared.note(error))?;
-        let limit = usize::try_from(lookup.limit).unwrap_or(usize::MAX);
+        // An eventID is one event's: what else was of that time is left out below.
+        let limit = match lookup.attribute {
+            Some((Attribute::EventId, _)) => usize::MAX,
+            _ => usize::try_from(lookup.limit).unwrap_or(usize::MAX),
+        };
         let more = found.len() > limit;
         found.truncate(limit);
         let positions: Vec<Position> = found.iter().map(|entry| entry.position).collect();

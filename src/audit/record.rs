@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+use uuid::{NoContext, Timestamp};
 
 use crate::caller::{Caller, Origin, Principal, PrincipalKind};
 use crate::error::{Error, Exception};
@@ -236,7 +237,7 @@ impl Record {
             response_elements: None,
             additional_event_data: Map::new(),
             request_id: None,
-            event_id: new_event_id(),
+            event_id: new_event_id(context.time_ms),
             read_only: context.read_only,
             resources: Vec::new(),
             event_type,
@@ -276,7 +277,7 @@ impl Record {
         self.shared_event_id = Some(uuid::Uuid::new_v4().to_string());
         let copy = |account: String| Record {
             user_identity: self.user_identity.of_other_account(),
-            event_id: new_event_id(),
+            event_id: new_event_id(self.event_time),
             recipient_account_id: account,
             ..self.clone()
         };
@@ -287,7 +288,7 @@ impl Record {
     pub fn elsewhere(&self, region: &str, what: Elsewhere) -> Record {
         let Elsewhere { name, request, response, invoked } = what;
         let mut record = Record {
-            event_id: new_event_id(),
+            event_id: new_event_id(self.event_time),
             // It is the other Region's request: the caller's has one event.
             request_id: Some(uuid::Uuid::new_v4().to_string()),
             event_name: name,
@@ -398,10 +399,13 @@ fn issuer(role: &Principal) -> Value {
     })
 }
 
-/// Version 7, which begins with its time: new ids are neighbours in the index
-/// that finds events by them.
-fn new_event_id() -> String {
-    uuid::Uuid::now_v7().to_string()
+/// Version 7, which begins with the event's time: by that the history finds it,
+/// without an entry for each id.
+fn new_event_id(time_ms: i64) -> String {
+    let (second, rest) = (time_ms.div_euclid(1000), time_ms.rem_euclid(1000));
+    let nanoseconds = u32::try_from(rest).unwrap_or(0) * 1_000_000;
+    let time = Timestamp::from_unix(NoContext, u64::try_from(second).unwrap_or(0), nanoseconds);
+    uuid::Uuid::new_v7(time).to_string()
 }
 
 fn seconds<S: serde::Serializer>(time_ms: &i64, serializer: S) -> Result<S::Ok, S::Error> {

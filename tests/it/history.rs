@@ -111,6 +111,36 @@ async fn every_attribute_finds_its_events() {
     close((store, history)).await;
 }
 
+/// An eventID as the daemon makes it, which tells a time (RFC 9562, 5.7).
+fn telling_id(time_ms: i64, number: u32) -> String {
+    let (second, rest) = (time_ms >> 16, time_ms & 0xffff);
+    format!("{second:08x}-{rest:04x}-7000-8000-{number:012}")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_is_found_by_the_time_that_its_id_tells() {
+    const TIME_MS: i64 = 1_700_000_000_123;
+    let folder = TempDir::new().unwrap();
+    let (store, history) = open(folder.path()).await;
+    let of_time = |number| event(&telling_id(TIME_MS, number), TIME_MS);
+    append(&store, (0..100).map(of_time).collect()).await;
+    // Those of other times are found all the same.
+    let late = telling_id(TIME_MS, 100);
+    append(&store, vec![event(&late, TIME_MS + 5_000), event("e-101", TIME_MS)]).await;
+    for wanted in [telling_id(TIME_MS, 0), telling_id(TIME_MS, 57), late.clone(), "e-101".to_owned()] {
+        let lookup = Lookup { limit: 1, ..by(Attribute::EventId, &wanted) };
+        let page = history.lookup(&lookup).await.unwrap();
+        assert_eq!((ids(&page), page.next), (vec![wanted.as_str()], None));
+    }
+    let early = Lookup { end_ms: TIME_MS - 1, ..by(Attribute::EventId, &telling_id(TIME_MS, 57)) };
+    assert_eq!(found(&history, early).await, Vec::<String>::new());
+    assert_eq!(
+        found(&history, by(Attribute::EventId, &telling_id(TIME_MS, 102))).await,
+        Vec::<String>::new()
+    );
+    close((store, history)).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_neither_repeat_nor_miss_events_of_one_time() {
     let folder = TempDir::new().unwrap();

@@ -6,22 +6,22 @@
 //! index costs a call little; and a page is found second by second, newest
 //! first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, params};
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
+use uuid::{Uuid, Version};
 
-use super::attributes::Attribute;
+use super::attributes::{Attribute, Attributes};
 use super::{IndexError, Lookup, PageCursor, attributes};
 use crate::store::sqlite::{create_private, pack, remove_database, unpack};
 use crate::store::{Position, StoredEvent};
 
 /// PRAGMA user_version: an index of another layout is made again.
-const LAYOUT: i64 = 3;
+const LAYOUT: i64 = 4;
 /// How long a connection waits for another's lock.
 const BUSY_TIMEOUT_MS: u64 = 5_000;
 const SECOND_MS: i64 = 1_000;
@@ -38,7 +38,7 @@ const TABLES: &str = "
         PRIMARY KEY (day, term, second, position)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE cursor (writer INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, hash BLOB NOT NULL) STRICT;
-    PRAGMA user_version = 3;
+    PRAGMA user_version = 4;
 ";
 
 /// How far a writer's log is in the index.
@@ -146,21 +146,46 @@ impl Index {
     }
 
     /// The newest entries that fit, newest first, one more than the limit where
-    /// there are more.
+    /// there are more. Of an eventID that tells its time, all of that millisecond.
     pub(super) fn find(&self, lookup: &Lookup) -> Result<Vec<PageCursor>, IndexError> {
-        let attribute = lookup.attribute.as_ref().map(|(attribute, value)| (*attribute, value.as_str()));
-        let term = term(&lookup.account, &lookup.region, attribute);
-        let end = PageCursor {
-            time_ms: lookup.end_ms,
-            position: Position { writer: u32::MAX, sequence: u64::MAX },
-        };
-        let before = lookup.before.map_or(end, |before| before.min(end));
-        let (earliest, latest) = (second_of(lookup.start_ms), second_of(before.time_ms));
-        let wanted = usize::try_from(lookup.limit).unwrap_or(usize::MAX).saturating_add(1);
-        let fits = |entry: &PageCursor| entry.time_ms >= lookup.start_ms && *entry < before;
-
+        let Lookup { account, region, attribute, limit, .. } = lookup;
+        let limit = usize::try_from(*limit).unwrap_or(usize::MAX);
+        let term_of = |attribute| term(account, region, attribute);
+        let sought = Sought { term: term_of(attribute.as_ref()), lookup, time_ms: None, limit };
         let lookups = self.lookups.lock();
         let lookups = lookups.as_ref().ok_or(IndexError::Closed)?;
+        let mut found = sought.find(lookups)?;
+        if let Some((Attribute::EventId, id)) = attribute
+            && let Some(time_ms) = time_of(id)
+        {
+            let of_then = Sought { term: term_of(None), time_ms: Some(time_ms), limit: usize::MAX, ..sought };
+            found.extend(of_then.find(lookups)?);
+        }
+        Ok(found)
+    }
+}
+
+/// Entries of a term that are looked for.
+#[derive(Clone, Copy)]
+struct Sought<'a> {
+    term: i64,
+    lookup: &'a Lookup,
+    /// Of this millisecond only.
+    time_ms: Option<i64>,
+    limit: usize,
+}
+
+impl Sought<'_> {
+    fn find(self, lookups: &Connection) -> Result<Vec<PageCursor>, IndexError> {
+        let Lookup { start_ms, end_ms, before, .. } = *self.lookup;
+        let start_ms = self.time_ms.map_or(start_ms, |time| start_ms.max(time));
+        let end_ms = self.time_ms.map_or(end_ms, |time| end_ms.min(time));
+        let end = PageCursor { time_ms: end_ms, position: Position { writer: u32::MAX, sequence: u64::MAX } };
+        let before = before.map_or(end, |before| before.min(end));
+        let (earliest, latest) = (second_of(start_ms), second_of(before.time_ms));
+        let wanted = self.limit.saturating_add(1);
+        let fits = |entry: &PageCursor| entry.time_ms >= start_ms && *entry < before;
+
         let mut found: Vec<PageCursor> = Vec::new();
         let mut until = Some(day_of(latest));
         while let Some(day) = newest_day(lookups, until)?
@@ -170,7 +195,7 @@ impl Index {
                 "SELECT second, entries FROM block
                  WHERE day = ?1 AND term = ?2 AND second BETWEEN ?3 AND ?4 ORDER BY second DESC",
             )?;
-            let mut rows = blocks.query(params![day, term, earliest, latest])?;
+            let mut rows = blocks.query(params![day, self.term, earliest, latest])?;
             let mut reading = None;
             while let Some(row) = rows.next()? {
                 let second: i64 = row.get(0)?;
@@ -211,6 +236,8 @@ struct Block {
 /// what is written to one page.
 fn blocks(events: &[StoredEvent]) -> BTreeMap<(i64, i64, i64), Block> {
     let mut blocks = BTreeMap::new();
+    // Most terms are many events'.
+    let mut known: HashMap<(String, String), HashMap<Option<(Attribute, String)>, i64>> = HashMap::new();
     for event in events {
         let Some(found) = attributes(&event.record) else {
             tracing::error!(position = %event.position, "an event is no CloudTrail record and cannot be looked up");
@@ -218,9 +245,16 @@ fn blocks(events: &[StoredEvent]) -> BTreeMap<(i64, i64, i64), Block> {
         };
         let position = pack(event.position);
         let second = second_of(event.time_ms);
-        let attributes = found.values.iter().map(|(attribute, value)| Some((*attribute, value.as_str())));
-        for attribute in std::iter::once(None).chain(attributes) {
-            let term = term(&found.account, &found.region, attribute);
+        let Attributes { account, region, values, .. } = found;
+        let known = known.entry((account.clone(), region.clone())).or_default();
+        // An event that is found by its time needs no entry for its id.
+        let is_entry = |(attribute, value): &(Attribute, String)| {
+            *attribute != Attribute::EventId || time_of(value) != Some(event.time_ms)
+        };
+        let values = values.into_iter().filter(is_entry).map(Some);
+        for value in std::iter::once(None).chain(values) {
+            let term =
+                *known.entry(value).or_insert_with_key(|value| term(&account, &region, value.as_ref()));
             let place = (day_of(second), term, second);
             let block = blocks.entry(place).or_insert_with(|| Block { position, entries: Vec::new() });
             write(&mut block.entries, event.time_ms, position);
@@ -258,17 +292,8 @@ fn read(second: i64, entry: &[u8]) -> PageCursor {
 
 /// What is looked up together, in eight bytes. Two that share a term are told
 /// apart by the events themselves ([`Lookup::fits`]).
-///
-/// An eventID's begins with its time (RFC 9562, 5.7), so that new ones come to
-/// one page of the table and not each to another.
-fn term(account: &str, region: &str, attribute: Option<(Attribute, &str)>) -> i64 {
-    if let Some((Attribute::EventId, id)) = attribute
-        && let Ok(id) = Uuid::parse_str(id)
-    {
-        let [a, b, c, d, e, f, .., y, z] = *id.as_bytes();
-        return i64::from_be_bytes([a, b, c, d, e, f, y, z]);
-    }
-    let (code, value) = attribute.map_or((0, ""), |(attribute, value)| (attribute.code(), value));
+fn term(account: &str, region: &str, attribute: Option<&(Attribute, String)>) -> i64 {
+    let (code, value) = attribute.map_or((0, ""), |(attribute, value)| (attribute.code(), value.as_str()));
     let mut hash = Sha256::new();
     for field in [account, region, value] {
         hash.update((field.len() as u64).to_be_bytes());
@@ -276,4 +301,11 @@ fn term(account: &str, region: &str, attribute: Option<(Attribute, &str)>) -> i6
     }
     hash.update(code.to_be_bytes());
     hash.finalize().iter().take(8).fold(0, |term, byte| (term << 8) | i64::from(*byte))
+}
+
+/// The time that an eventID tells, milliseconds since the epoch (RFC 9562, 5.7).
+fn time_of(event_id: &str) -> Option<i64> {
+    let id = Uuid::parse_str(event_id).ok().filter(|id| id.get_version() == Some(Version::SortRand))?;
+    let [a, b, c, d, e, f, ..] = *id.as_bytes();
+    Some(i64::from_be_bytes([0, 0, a, b, c, d, e, f]))
 }
