@@ -1,16 +1,16 @@
 //! OS threads behind one bounded queue.
 //!
 //! PKCS#11 calls block, so they run on threads of their own; several threads
-//! take from one queue, so that one slow call holds up no other. The queue is
-//! crossbeam's: many may take from it without a lock around it.
+//! take from one queue, so that one slow call holds up no other. A thread without
+//! a job sleeps at once: the cores belong to those who bring the next one.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::HsmError;
@@ -32,9 +32,53 @@ type Job = Box<dyn FnOnce(&mut Bench) + Send>;
 pub(crate) struct Crew {
     name: String,
     started: Instant,
-    sender: RwLock<Option<Sender<Job>>>,
-    receiver: Receiver<Job>,
+    queue: Arc<Queue>,
     threads: Mutex<Vec<Thread>>,
+}
+
+/// Jobs that wait for a thread.
+struct Queue {
+    waiting: Mutex<Waiting>,
+    arrived: Condvar,
+    capacity: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+impl Queue {
+    fn push(&self, job: Job) -> Result<(), HsmError> {
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return Err(HsmError::Unavailable("the cluster is shutting down".to_owned()));
+        }
+        if waiting.jobs.len() >= self.capacity {
+            return Err(HsmError::Busy);
+        }
+        waiting.jobs.push_back(job);
+        drop(waiting);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// The next job, once there is one; none when it is closed and empty.
+    fn take(&self) -> Option<Job> {
+        let mut waiting = self.waiting.lock();
+        loop {
+            match waiting.jobs.pop_front() {
+                None if !waiting.closed => self.arrived.wait(&mut waiting),
+                next => return next,
+            }
+        }
+    }
+
+    fn close(&self) {
+        self.waiting.lock().closed = true;
+        self.arrived.notify_all();
+    }
 }
 
 struct Thread {
@@ -53,12 +97,11 @@ struct Seat {
 impl Crew {
     /// Starts `threads` threads behind a queue of `capacity`.
     pub(crate) fn start(name: String, threads: usize, capacity: usize) -> Result<Crew, HsmError> {
-        let (sender, receiver) = crossbeam_channel::bounded(capacity);
+        let queue = Queue { waiting: Mutex::default(), arrived: Condvar::new(), capacity };
         let crew = Crew {
             name,
             started: Instant::now(),
-            sender: RwLock::new(Some(sender)),
-            receiver,
+            queue: Arc::new(queue),
             threads: Mutex::new(Vec::with_capacity(threads)),
         };
         for _ in 0..threads {
@@ -76,13 +119,12 @@ impl Crew {
         work: impl FnOnce(&mut Bench) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E> {
         let (reply, result) = oneshot::channel();
-        let job: Job = Box::new(move |bench| {
+        self.push(move |bench| {
             if !reply.is_closed() && Instant::now() < deadline.into_std() {
                 // A caller that left meanwhile misses nothing but this value.
                 let _ = reply.send(work(bench));
             }
-        });
-        self.push(job)?;
+        })?;
         match tokio::time::timeout_at(deadline, result).await {
             Ok(Ok(result)) => result,
             Ok(Err(_dropped)) => Err(HsmError::Deadline.into()),
@@ -92,18 +134,12 @@ impl Crew {
 
     /// Has a thread do `work` some time, if there is room in the queue.
     pub(crate) fn push(&self, job: impl FnOnce(&mut Bench) + Send + 'static) -> Result<(), HsmError> {
-        match self.sender.read().as_ref() {
-            None => Err(HsmError::Unavailable("the cluster is shutting down".to_owned())),
-            Some(sender) => sender.try_send(Box::new(job)).map_err(|error| match error {
-                TrySendError::Full(_) => HsmError::Busy,
-                TrySendError::Disconnected(_) => HsmError::Unavailable("its threads have ended".to_owned()),
-            }),
-        }
+        self.queue.push(Box::new(job))
     }
 
     /// Jobs that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.receiver.len()
+        self.queue.waiting.lock().jobs.len()
     }
 
     /// Threads that take jobs.
@@ -133,7 +169,7 @@ impl Crew {
     /// Takes no more jobs and waits until those in the queue are done; says
     /// whether all threads ended within `patience`.
     pub(crate) fn close(&self, patience: Duration) -> bool {
-        drop(self.sender.write().take());
+        self.queue.close();
         let until = Instant::now() + patience;
         let mut threads = self.threads.lock();
         loop {
@@ -150,11 +186,11 @@ impl Crew {
 
     fn spawn(&self) -> Result<Thread, HsmError> {
         let seat = Arc::new(Seat::default());
-        let (receiver, mine, started) = (self.receiver.clone(), seat.clone(), self.started);
+        let (queue, mine, started) = (self.queue.clone(), seat.clone(), self.started);
         let body = move || {
             let mut bench = Bench::default();
             while !mine.given_up.load(Ordering::Acquire)
-                && let Ok(job) = receiver.recv()
+                && let Some(job) = queue.take()
             {
                 mine.busy_since_ms.store(elapsed_ms(started), Ordering::Release);
                 job(&mut bench);
@@ -170,6 +206,13 @@ impl Crew {
 
     fn now_ms(&self) -> u64 {
         elapsed_ms(self.started)
+    }
+}
+
+/// Its threads end when the queue is empty.
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.queue.close();
     }
 }
 
