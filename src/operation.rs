@@ -576,7 +576,8 @@ pub async fn execute<O: Operation>(
         time_ms: app.clock.now_ms(),
         read_only: O::READ_ONLY,
     };
-    let call = Call::new::<O>(app.clone(), region.clone(), caller, context, deadline);
+    // It is moved from task to task, and is large.
+    let call = Box::new(Call::new::<O>(app.clone(), region.clone(), caller, context, deadline));
     let request_id = call.request_id.clone();
     let task = app.tasks.spawn(perform::<O>(call, request));
     let result = task
@@ -585,7 +586,10 @@ pub async fn execute<O: Operation>(
     Answer { request_id, result }
 }
 
-async fn perform<O: Operation>(mut call: Call, request: Result<Received<O::Request>>) -> Result<O::Response> {
+async fn perform<O: Operation>(
+    mut call: Box<Call>,
+    request: Result<Received<O::Request>>,
+) -> Result<O::Response> {
     let began = std::time::Instant::now();
     // Not made unless somebody looks so closely: it costs as much as the policies.
     let span = tracing::debug_span!(
@@ -673,7 +677,8 @@ async fn attempt<O: Operation>(call: &mut Call, request: &Received<O::Request>) 
             call.app.brakes.request(&call.caller.principal.account, &call.region, group)?;
         }
     }
-    within(call.deadline, O::run(call, request, allowed)).await
+    // Its future is large, and the task that holds it is moved before it runs.
+    within(call.deadline, Box::pin(O::run(call, request, allowed))).await
 }
 
 /// Puts the outcome on the record. Only then is it the outcome.

@@ -232,12 +232,14 @@ struct Block {
     entries: Vec<u8>,
 }
 
+/// The terms of an account in a Region: most are many events'.
+type Known = HashMap<Option<(Attribute, String)>, i64>;
+
 /// By day, term and second: in the table's order, which makes neighbours of
 /// what is written to one page.
 fn blocks(events: &[StoredEvent]) -> BTreeMap<(i64, i64, i64), Block> {
     let mut blocks = BTreeMap::new();
-    // Most terms are many events'.
-    let mut known: HashMap<(String, String), HashMap<Option<(Attribute, String)>, i64>> = HashMap::new();
+    let mut known: HashMap<_, Known> = HashMap::new();
     for event in events {
         let Some(found) = attributes(&event.record) else {
             tracing::error!(position = %event.position, "an event is no CloudTrail record and cannot be looked up");
