@@ -45,14 +45,15 @@ def _compiled():
         raise RuntimeError(f"protoc refuses {PROTO}")
     sys.path.insert(0, folder)
     load = lambda package: importlib.import_module(f"strongroom.{package}.v1.{package}_pb2")
-    return map(load, ["options", "kms", "cloudtrail", "organizations", "hsm", "admin"])
+    return map(load, ["options", "kms", "cloudtrail", "organizations", "iam", "hsm", "admin"])
 
 
-options_pb2, kms_pb2, cloudtrail_pb2, organizations_pb2, hsm_pb2, admin_pb2 = _compiled()
+options_pb2, kms_pb2, cloudtrail_pb2, organizations_pb2, iam_pb2, hsm_pb2, admin_pb2 = _compiled()
 KMS = kms_pb2.DESCRIPTOR.services_by_name["KeyManagementService"]
 CLOUDTRAIL_DATA = cloudtrail_pb2.DESCRIPTOR.services_by_name["CloudTrailDataService"]
 CLOUDTRAIL = cloudtrail_pb2.DESCRIPTOR.services_by_name["CloudTrailService"]
 ORGANIZATIONS = organizations_pb2.DESCRIPTOR.services_by_name["OrganizationsService"]
+IAM = iam_pb2.DESCRIPTOR.services_by_name["IdentityService"]
 HSM = hsm_pb2.DESCRIPTOR.services_by_name["HsmService"]
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 OPERATIONS = {method.name: method for method in KMS.methods}

@@ -14,6 +14,7 @@ from client import (
     CLOUDTRAIL,
     CLOUDTRAIL_DATA,
     HSM,
+    IAM,
     ORGANIZATIONS,
     SECRET_BYTES_MIN,
     KmsError,
@@ -32,7 +33,7 @@ CHANNEL = f"arn:aws:cloudtrail:us-east-1:{ACCOUNT}:channel/billing"
 NO_CLUSTER = "cluster-aaaaaaaaaaa"
 # Who is no service and says for whom it calls is denied whatever it asks.
 DENIED = (("strongroom-source-account", ACCOUNT),)
-SERVICES = [CLOUDTRAIL, CLOUDTRAIL_DATA, ORGANIZATIONS, HSM, ADMIN]
+SERVICES = [CLOUDTRAIL, CLOUDTRAIL_DATA, ORGANIZATIONS, IAM, HSM, ADMIN]
 OPERATIONS = [(service.full_name.split(".")[1], method.name) for service in SERVICES for method in service.methods]
 # As in conftest of the tests over AWS JSON: CloudTrail's facts.
 OPTIONAL = {"errorCode", "errorMessage", "additionalEventData", "resources", "tlsDetails"}
@@ -40,6 +41,7 @@ CHANGES = {
     "cloudtrail.amazonaws.com": "Create Update Delete Start Stop Put Add Remove Rotate",
     "cloudtrail-data.amazonaws.com": "Put",
     "organizations.amazonaws.com": "",
+    "iam.amazonaws.com": "Create Update Delete",
     "hsm.strongroom": "Add Remove Replace Begin End Check Create Initialize Delete",
     "admin.strongroom": "Recover Confirm",
 }
@@ -154,6 +156,17 @@ def put(call):
     call(CLOUDTRAIL_DATA, "PutAuditEvents", good, {**good, "channel_arn": "arn:nobody's"})
 
 
+def access_keys(call):
+    of = lambda operation, good, bad=None: call(IAM, operation, good, bad)
+    user, nobody = {"user_name": "administrator"}, {"user_name": "nobody"}
+    made = of("CreateAccessKey", user, nobody).access_key
+    assert made.secret_access_key
+    one, unknown = {"access_key_id": made.access_key_id}, {"access_key_id": "AKIAIOSFODNN7EXAMPLE"}
+    of("ListAccessKeys", user)
+    of("UpdateAccessKey", {**user, **one, "status": "Inactive"}, {**unknown, "status": "Inactive"})
+    of("DeleteAccessKey", one, unknown)
+
+
 def members(call):
     of = lambda operation, good, bad=None: call(HSM, operation, good, bad)
     first, second = sorted(call.services[HSM].list_members().members, key=lambda member: member.module)
@@ -203,6 +216,7 @@ def records(daemon):
     stream(call)
     put(call)
     call(ORGANIZATIONS, "DescribeOrganization", {})
+    access_keys(call)
     clusters(call)
     host(call, daemon)
     members(call)

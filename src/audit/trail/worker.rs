@@ -208,11 +208,17 @@ impl Work<'_> {
         }
     }
 
-    /// Whether a digest is to be begun or written: what has been due for longer
-    /// goes first, so neither files nor digests wait for ever.
+    /// Since when the next range of events waits: one of a long backlog is due
+    /// ever since that began, and had its turn when its last file was delivered.
+    fn range_waits_ms(&self) -> i64 {
+        self.range_due_ms().max(self.delivery.value.delivered_ms.unwrap_or(0))
+    }
+
+    /// Whether a digest is to be begun or written: what waits for longer goes
+    /// first, so neither files nor digests wait for ever.
     fn is_digest_next(&self) -> bool {
         let is_begun = self.delivery.value.chains.as_ref().is_some_and(|chains| chains.pending.is_some());
-        let is_first = |due| due <= self.now_ms && !(self.is_behind() && self.range_due_ms() < due);
+        let is_first = |due| due <= self.now_ms && !(self.is_behind() && self.range_waits_ms() < due);
         is_begun || self.digest_due_ms().is_some_and(is_first)
     }
 
