@@ -20,7 +20,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use secrecy::SecretString;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -49,6 +49,8 @@ pub struct KeyStores {
     disconnected: Mutex<Vec<Arc<Cluster>>>,
     /// Tells the background that a row was changed.
     changed: Notify,
+    /// Whose turn it is to join a cluster.
+    joining: Arc<AsyncMutex<()>>,
 }
 
 /// A custom key store that is connected.
@@ -75,6 +77,7 @@ impl KeyStores {
             connected: ArcSwap::default(),
             disconnected: Mutex::default(),
             changed: Notify::new(),
+            joining: Arc::default(),
         }
     }
 
@@ -155,6 +158,11 @@ impl KeyStores {
     /// Has the background look at the rows.
     pub fn wake(&self) {
         self.changed.notify_one();
+    }
+
+    /// The turn to start a member that no row has yet.
+    pub async fn joining(&self) -> OwnedMutexGuard<()> {
+        self.joining.clone().lock_owned().await
     }
 
     /// Takes a custom key store's cluster out of use, at once; the background

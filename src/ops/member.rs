@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::hsm::{mechanism, member_state};
-use super::membership::{Membership, known_module, revive};
+use super::membership::{Joining, Membership, known_module, revive};
 use super::prelude::*;
 use crate::hsm::{self as hsms, HsmError};
 use crate::proto::hsm;
@@ -78,11 +78,14 @@ impl Operation for AddMember {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
-        revive(call, &request.cluster_id, &request.token, &request.module, &request.pin).await?;
+        let mut joining = Joining::begin(call).await?;
+        revive(call, &mut joining, &request.cluster_id, &request.token, &request.module, &request.pin)
+            .await?;
         let membership = Membership::of(call, &request.cluster_id).await?;
         let new = membership.new_member(call, &request.token, &request.module, &request.pin).await?;
-        let member = membership.attach(call, &new).await?;
+        let member = membership.attach(call, &mut joining, &new).await?;
         membership.change(call, None, Some(new))?;
+        joining.settle(call);
         Ok(hsm::AddMemberResponse { member: Some(member) })
     }
 }
@@ -130,12 +133,15 @@ impl Operation for ReplaceMember {
     }
 
     async fn run(call: &mut Call, request: &Self::Request, _: Allowed<Account>) -> Result<Self::Response> {
-        revive(call, &request.cluster_id, &request.token, &request.module, &request.pin).await?;
+        let mut joining = Joining::begin(call).await?;
+        revive(call, &mut joining, &request.cluster_id, &request.token, &request.module, &request.pin)
+            .await?;
         let membership = Membership::of(call, &request.cluster_id).await?;
         let uri = membership.known(given(&request.replaced_token)?)?;
         let new = membership.new_member(call, &request.token, &request.module, &request.pin).await?;
-        let member = membership.attach(call, &new).await?;
+        let member = membership.attach(call, &mut joining, &new).await?;
         membership.change(call, Some(uri), Some(new))?;
+        joining.settle(call);
         Ok(hsm::ReplaceMemberResponse { member: Some(member) })
     }
 }

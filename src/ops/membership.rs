@@ -5,20 +5,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use super::cluster;
 use super::hsm::describe_member;
 use super::prelude::*;
+use crate::app::App;
 use crate::hsm::{self as hsms, Cluster, HsmError, MemberSettings, MemberState, TokenUri};
 use crate::identity::{self, Installation};
 use crate::key_stores::rows::{RegisteredCluster, RegisteredMember};
 use crate::proto::hsm;
+use crate::registry::from_store;
 use crate::sealed;
+use crate::store::Commit;
 
 /// Longest that a new member is waited for: its first self-test makes keys of
 /// every kind.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(45);
+/// How often a store that takes nothing is asked again.
+const STORE_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest that reading a row waits for an HSM.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The members of the installation's cluster, or of one that operators
 /// registered.
@@ -124,8 +132,7 @@ impl Membership {
                 return Err(Error::validation("Pin is not for a cluster whose key store has the password."));
             }
         };
-        // The running cluster may have it from an attempt of which the row does
-        // not know: that is no other member.
+        // [`revive`] may have started it: that is no other member.
         let running = self.running.as_ref().map(|cluster| cluster.members()).unwrap_or_default();
         let mut taken = cluster::taken(call).await?;
         taken.retain(|other| {
@@ -144,16 +151,25 @@ impl Membership {
     ///
     /// # Errors
     /// KMSInvalidStateException: it cannot be a member.
-    pub(super) async fn attach(&self, call: &Call, new: &MemberSettings) -> Result<hsm::Member> {
+    pub(super) async fn attach(
+        &self,
+        call: &Call,
+        joining: &mut Joining,
+        new: &MemberSettings,
+    ) -> Result<hsm::Member> {
         let Some(cluster) = &self.running else {
             let (uri, module) = (Some(new.token.clone()), Some(new.module.clone()));
             return Ok(hsm::Member { uri, module, ..Default::default() });
         };
-        if !cluster.members().iter().any(|member| member.uri == new.token) {
-            let pin = self.pin(call, new).await?;
-            cluster.add_member(new, pin).map_err(|error| Error::validation(error.to_string()))?;
+        if cluster.members().iter().any(|member| member.uri == new.token) {
+            return started(call, cluster, new).await;
         }
-        started(call, cluster, new).await
+        let row = match &self.row {
+            MemberRow::Installation(_) => None,
+            MemberRow::Registered(held) => Some(held.id.clone()),
+        };
+        let pin = self.pin(call, new).await?;
+        joining.start(call, cluster, new, pin, row).await
     }
 
     /// Refuses what would leave nobody at work.
@@ -286,6 +302,7 @@ impl Membership {
 /// account.
 pub(super) async fn revive(
     call: &Call,
+    joining: &mut Joining,
     cluster_id: &Option<String>,
     token: &Option<String>,
     module: &Option<String>,
@@ -304,8 +321,7 @@ pub(super) async fn revive(
     }
     let new = MemberSettings { module, token, pin: pin.clone() };
     let pin = call.app.key_stores.pin(&new.pin).await?;
-    cluster.add_member(&new, pin).map_err(|error| Error::validation(error.to_string()))?;
-    started(call, cluster, &new).await.map(drop)
+    joining.start(call, cluster, &new, pin, None).await.map(drop)
 }
 
 /// A member that was just started, once it serves, or is known to be the cluster's
@@ -327,6 +343,111 @@ async fn started(call: &Call, cluster: &Cluster, new: &MemberSettings) -> Result
                 ),
             ))
         }
+    }
+}
+
+/// A token on its way into a cluster: a member that was started for it is let go
+/// again, however the call ends, unless the row that has it became durable. One
+/// token at a time.
+pub(super) struct Joining {
+    app: Arc<App>,
+    /// Others have theirs when this is dropped.
+    turn: Option<OwnedMutexGuard<()>>,
+    started: Option<Started>,
+}
+
+/// A member that no durable row has.
+struct Started {
+    cluster: Arc<Cluster>,
+    uri: String,
+    /// The registered cluster's row; none for the installation's.
+    row: Option<RowId>,
+}
+
+impl Joining {
+    /// Waits for its turn.
+    ///
+    /// # Errors
+    /// DependencyTimeoutException.
+    pub(super) async fn begin(call: &Call) -> Result<Joining> {
+        let turn = tokio::time::timeout_at(call.deadline, call.app.key_stores.joining()).await;
+        let late = |_| Error::new(Exception::DependencyTimeout, "Other members are being added.");
+        Ok(Joining { app: call.app.clone(), turn: Some(turn.map_err(late)?), started: None })
+    }
+
+    /// It is a member once the call's changes are durable.
+    pub(super) fn settle(self, call: &mut Call) {
+        call.afterwards(move |_| self.stay());
+    }
+
+    fn stay(mut self) {
+        self.started = None;
+    }
+
+    async fn start(
+        &mut self,
+        call: &Call,
+        cluster: &Arc<Cluster>,
+        new: &MemberSettings,
+        pin: SecretString,
+        row: Option<RowId>,
+    ) -> Result<hsm::Member> {
+        cluster.add_member(new, pin).map_err(|error| Error::validation(error.to_string()))?;
+        self.started = Some(Started { cluster: cluster.clone(), uri: new.token.clone(), row });
+        started(call, cluster, new).await
+    }
+}
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        let (started, turn) = (self.started.take(), self.turn.take());
+        if let Some(started) = started {
+            let app = self.app.clone();
+            self.app.tasks.spawn(async move {
+                started.let_go(&app).await;
+                drop(turn);
+            });
+        }
+    }
+}
+
+impl Started {
+    async fn let_go(self, app: &App) {
+        // A commit that was given up may still be carried out: after another one
+        // it is known whether it was.
+        while let Err(error) = app.store.commit(Commit::default()).await {
+            tracing::debug!(%error, "the store takes nothing yet");
+            tokio::select! {
+                () = tokio::time::sleep(STORE_INTERVAL) => (),
+                () = app.stopping.cancelled() => return,
+            }
+        }
+        match self.is_in_row(app).await {
+            Ok(true) => return,
+            Ok(false) => (),
+            Err(error) => tracing::warn!(%error, detail = error.detail, "the members' row cannot be read"),
+        }
+        if self.cluster.remove_member(&self.uri).await.is_ok() {
+            tracing::warn!(member = self.uri, "let go again: its addition was not recorded");
+        }
+    }
+
+    async fn is_in_row(&self, app: &App) -> Result<bool> {
+        let deadline = Instant::now() + STEP_TIMEOUT;
+        let tokens: Vec<String> = match &self.row {
+            None => {
+                let held = identity::held(&app.registry, deadline).await?;
+                held.value.members.into_iter().map(|member| member.token).collect()
+            }
+            Some(id) => match app.store.row(id).await.map_err(from_store)? {
+                Some(row) => {
+                    let held: Held<RegisteredCluster> = app.registry.open(row, deadline).await?;
+                    held.value.members.into_iter().map(|member| member.token).collect()
+                }
+                None => Vec::new(),
+            },
+        };
+        Ok(tokens.iter().any(|token| parse(token).is_ok_and(|token| token.to_string() == self.uri)))
     }
 }
 

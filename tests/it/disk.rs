@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
+use strongroom::proto::hsm::{AddMemberRequest, ListMembersRequest};
 use strongroom::proto::kms::{KeySpec, ListKeysRequest};
 
+use crate::key_stores::house::{self, Hsm};
+use crate::members::{done, runbook};
 use crate::support::{Client, Daemon, Instance, LONG, eventually};
 
 const SYMMETRIC: KeySpec = KeySpec::SymmetricDefault;
@@ -194,4 +197,69 @@ async fn a_mark_above_the_free_space_refuses_from_the_start() {
     let client = daemon.client().await;
     eventually("it takes work", async || client.encrypt(&key, b"x").await.is_ok()).await;
     goes_on(&daemon, &client, &key).await;
+}
+
+/// A rule of the shim's under which the first self-test does not end.
+const HANGS: &str = "C_GenerateKeyPair hang\n";
+
+/// A member is started before it is known whether that can be recorded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_addition_cannot_be_recorded_is_let_go() {
+    let mut instance = Instance::new();
+    let disk = match Disk::mount(instance.beside("disk")) {
+        Ok(disk) => disk,
+        Err(why) => return eprintln!("skipped: this test needs a tmpfs of its own, and mount says: {why}"),
+    };
+    instance.set("STRONGROOM_DATA_DIR", disk.0.join("data").display().to_string());
+    instance.set("STRONGROOM_STORE__MIN_FREE_BYTES", "0");
+    let hsm = Hsm::of_fixture(&instance, "late", 2).behind_shim();
+    let daemon = instance.start().await;
+    let first = daemon.client().await.call(ListMembersRequest::default()).await.unwrap().members.remove(0);
+    daemon.terminate().await;
+    house::add(&instance, std::slice::from_ref(&hsm));
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+    let (config, uri) = (instance.path("strongroom.toml"), hsm.uri());
+    let so_pin = instance.path("hsm/so.pin");
+    let names = [
+        ("CONFIG", config.to_str().unwrap()),
+        ("MEMBER", first.uri()),
+        ("MEMBER_MODULE", first.module()),
+        ("MEMBER_PIN", strongroom::commands::dev_setup::USER_PIN),
+        ("TOKEN", uri.as_str()),
+        ("MODULE", hsm.name),
+        ("PIN", hsm.name),
+        ("SO_PIN_FILE", so_pin.to_str().unwrap()),
+    ];
+    done(runbook(&instance, "hsm bring", &names));
+
+    hsm.set_rules(HANGS);
+    let request = AddMemberRequest {
+        token: Some(hsm.uri()),
+        module: Some(hsm.name.to_owned()),
+        pin: Some(hsm.name.to_owned()),
+        cluster_id: None,
+    };
+    let adding = {
+        let (client, request) = (client.clone(), request.clone());
+        tokio::spawn(async move { client.call(request).await })
+    };
+    eventually("it is tried", async || daemon.page("/readyz").await.1.contains(&hsm.uri())).await;
+    disk.fill(0);
+    hsm.set_rules("");
+    let refusal = adding.await.unwrap().unwrap_err();
+    assert_eq!(refusal.exception, "KMSInternalException", "{refusal:?}");
+    disk.empty();
+    daemon.readyz(200).await;
+    eventually("it is let go", async || !daemon.page("/readyz").await.1.contains(&hsm.uri())).await;
+
+    // It can be added again, and stays.
+    client.call(request).await.unwrap();
+    let members = client.call(ListMembersRequest::default()).await.unwrap().members;
+    assert_eq!(members.len(), 2, "{members:?}");
+    daemon.terminate().await;
+    let daemon = instance.start().await;
+    let members = daemon.client().await.call(ListMembersRequest::default()).await.unwrap().members;
+    assert_eq!(members.len(), 2, "{members:?}");
+    daemon.terminate().await;
 }
