@@ -1,7 +1,7 @@
 //! Whether the daemon serves: for load balancers (grpc.health.v1), and for
 //! operators (/readyz, /metrics).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +50,15 @@ impl Readiness for Ready {
             checks.push(Strength::of(&cluster).check(format!("hsm/{id}"), true));
         }
         checks
+    }
+
+    fn members(&self) -> HashSet<String> {
+        let clusters = self.0.key_stores.clusters();
+        clusters
+            .iter()
+            .flat_map(|cluster| cluster.watch().borrow().clone())
+            .map(|member| member.uri)
+            .collect()
     }
 }
 

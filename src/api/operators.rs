@@ -3,6 +3,7 @@
 //! One request per connection, each within [`REQUEST_TIMEOUT_MS`]: a scrape
 //! every few seconds needs no more, and nothing is left open.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -50,6 +51,9 @@ const SECONDS_BUCKETS: [f64; 17] = [
 const COUNT_BUCKETS: [f64; 11] =
     [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0];
 
+/// How a sample begins to say which HSM it is of; a token's URI has no quotes.
+const MEMBER_LABEL: &str = "member=\"";
+
 /// One condition of being ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
@@ -68,6 +72,10 @@ pub trait Readiness: Send + Sync {
     /// Every check as of now. Must not block: it answers from state that
     /// others keep.
     fn check(&self) -> Vec<Check>;
+
+    /// The URIs of the HSMs that there are: /metrics tells of no other. Must not
+    /// block either.
+    fn members(&self) -> HashSet<String>;
 }
 
 /// Makes the process's metrics recorder; once per process. Somebody must run
@@ -90,8 +98,8 @@ pub async fn metrics_upkeep(handle: PrometheusHandle, shutdown: CancellationToke
 pub fn router(readiness: Arc<dyn Readiness>, metrics: PrometheusHandle) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz).with_state(readiness))
-        .route("/metrics", get(render).with_state(metrics))
+        .route("/readyz", get(readyz).with_state(readiness.clone()))
+        .route("/metrics", get(render).with_state((metrics, readiness)))
 }
 
 /// A bound socket for operators.
@@ -176,8 +184,18 @@ async fn readyz(State(readiness): State<Arc<dyn Readiness>>) -> Response {
     }
 }
 
-async fn render(State(metrics): State<PrometheusHandle>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()).into_response()
+async fn render(State((metrics, readiness)): State<(PrometheusHandle, Arc<dyn Readiness>)>) -> Response {
+    let page = without_gone(&metrics.render(), &readiness.members());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
+}
+
+/// The page without HSMs that were removed: they would be down for ever.
+fn without_gone(page: &str, members: &HashSet<String>) -> String {
+    let is_there = |line: &&str| {
+        let label = line.split_once(MEMBER_LABEL).and_then(|(_, rest)| rest.split_once('"'));
+        label.is_none_or(|(member, _)| members.contains(member))
+    };
+    page.split_inclusive('\n').filter(is_there).collect()
 }
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {
@@ -197,6 +215,10 @@ mod tests {
     impl Readiness for Checks {
         fn check(&self) -> Vec<Check> {
             self.0.lock().clone()
+        }
+
+        fn members(&self) -> HashSet<String> {
+            HashSet::from(["pkcs11:token=one;serial=1".to_owned()])
         }
     }
 
@@ -219,6 +241,9 @@ mod tests {
         metrics::with_local_recorder(&recorder, || {
             metrics::histogram!("strongroom_commit_seconds").record(0.000_07);
             metrics::counter!("strongroom_tests_total").increment(3);
+            for member in ["pkcs11:token=one;serial=1", "pkcs11:token=gone;serial=1"] {
+                metrics::gauge!("strongroom_hsm_member_serving", "member" => member).set(0.0);
+            }
         });
         let checks = Arc::new(Checks(Mutex::new(vec![check("store", true)])));
         let listener = OperatorListener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -242,6 +267,8 @@ mod tests {
 
         let metrics = get(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
         assert!(metrics.contains("strongroom_tests_total 3"), "{metrics}");
+        assert!(metrics.contains("serving{member=\"pkcs11:token=one;serial=1\"} 0"), "{metrics}");
+        assert!(!metrics.contains("token=gone"), "{metrics}");
         assert!(metrics.contains("strongroom_commit_seconds_bucket{le=\"0.0001\"} 1"), "{metrics}");
         assert!(metrics.contains("strongroom_commit_seconds_bucket{le=\"0.00005\"} 0"), "{metrics}");
 
