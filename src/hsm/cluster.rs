@@ -502,7 +502,9 @@ impl Cluster {
         let cannot =
             |capability| self.members.load().iter().all(|member| member.can(capability) == Some(false));
         match capability {
-            Some(capability) if cannot(capability) => HsmError::Unsupported(format!("{capability}")),
+            Some(capability) if cannot(capability) => {
+                HsmError::Unsupported(format!("no member of the cluster offers {capability}"))
+            }
             _ => {
                 let reasons: Vec<String> = self
                     .health
@@ -513,7 +515,7 @@ impl Cluster {
                         format!("{}: {reason}", member.uri)
                     })
                     .collect();
-                HsmError::Unavailable(reasons.join("; "))
+                HsmError::Unavailable(format!("no member of the cluster serves: {}", reasons.join("; ")))
             }
         }
     }

@@ -72,6 +72,8 @@ struct State {
     functions: &'static CK_FUNCTION_LIST,
     life: Option<Arc<Life>>,
     initialised: Option<Instant>,
+    /// Why there is no life since then.
+    failed: Option<HsmError>,
     copies: u32,
     /// Lives in which calls hang; when they return, the library is of use again.
     abandoned: Vec<Arc<Life>>,
@@ -95,6 +97,7 @@ impl Module {
                 functions,
                 life: None,
                 initialised: None,
+                failed: None,
                 copies: 0,
                 abandoned: Vec::new(),
             }),
@@ -191,11 +194,15 @@ impl Module {
     }
 
     fn initialise(&self, state: &mut State) -> Result<Arc<Life>, HsmError> {
-        self.check_interval(state, 1)?;
+        self.check_interval(state, 1).map_err(|early| state.failed.clone().unwrap_or(early))?;
         state.initialised = Some(Instant::now());
         let functions = state.functions;
-        with_environment(&self.settings.environment, || initialise(functions))
-            .map_err(|failure| HsmError::Unavailable(format!("module {}: {failure}", self.name)))?;
+        state.failed = with_environment(&self.settings.environment, || initialise(functions))
+            .map_err(|failure| HsmError::Unavailable(format!("module {}: {failure}", self.name)))
+            .err();
+        if let Some(failed) = &state.failed {
+            return Err(failed.clone());
+        }
         let life = Arc::new(Life { functions, gate: Gate::default(), key_wraps: Mutex::default() });
         state.life = Some(life.clone());
         Ok(life)

@@ -327,11 +327,11 @@ pub enum HsmError {
     /// The key material that was imported is not of the key's kind.
     #[error("the key material is of another kind")]
     Unfit,
-    /// No member that serves can do this kind of work.
-    #[error("no member of the cluster can do this: {0}")]
+    /// Not with these HSMs, or not with what was given.
+    #[error("it cannot be done: {0}")]
     Unsupported(String),
-    /// No member serves now.
-    #[error("no member of the cluster serves: {0}")]
+    /// No member serves now, or this one does not.
+    #[error("{0}")]
     Unavailable(String),
     /// The key's object is in no serving member.
     #[error("the key is not in the HSM: {0}")]
