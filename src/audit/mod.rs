@@ -1,5 +1,6 @@
 //! The event log and everything that reads it.
 
+pub mod beside;
 pub mod follow;
 pub mod head;
 pub mod history;

@@ -250,6 +250,11 @@ impl Record {
         }
     }
 
+    /// The same with an eventID that was made before.
+    pub fn with_id(self, event_id: String) -> Record {
+        Record { event_id, ..self }
+    }
+
     /// Notes why the call failed.
     pub fn failed(&mut self, error: &Error) {
         self.error_code = Some(match error.exception {
@@ -401,7 +406,7 @@ fn issuer(role: &Principal) -> Value {
 
 /// Version 7, which begins with the event's time: by that the history finds it,
 /// without an entry for each id.
-fn new_event_id(time_ms: i64) -> String {
+pub(super) fn new_event_id(time_ms: i64) -> String {
     let (second, rest) = (time_ms.div_euclid(1000), time_ms.rem_euclid(1000));
     let nanoseconds = u32::try_from(rest).unwrap_or(0) * 1_000_000;
     let time = Timestamp::from_unix(NoContext, u64::try_from(second).unwrap_or(0), nanoseconds);

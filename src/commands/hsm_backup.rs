@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail, ensure};
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::hsm_bring::{access, secret, so_pin};
+use super::hsm_bring::{access, on_record, secret, so_pin};
+use crate::audit::beside::Deed;
 use crate::config::{Config, Flags};
 use crate::hsm::backup::custodian::{PrivateKey, contribute};
 use crate::hsm::backup::{
@@ -177,8 +179,16 @@ fn run_create(args: &CreateArgs) -> anyhow::Result<()> {
     let known: Vec<ClusterIdentity> = known.into_iter().map(|(cluster, _)| cluster).collect();
     ensure!(!known.is_empty(), "{} has had no ceremony", at.config.data_dir.display());
     let so_pin = so_pin(&args.so_pin_file, &args.token.token)?;
-    let (backup, file) = at.with(|modules, token| back_up(modules, token, &so_pin, &plan, &known))?;
-    write_new(&args.out, &file)?;
+    let custodian =
+        |(name, key): &(String, RsaPublicKey)| json!({ "name": name, "fingerprint": key.fingerprint() });
+    let custodians: Vec<Value> = plan.custodians.iter().map(custodian).collect();
+    let details = json!({ "custodians": custodians, "threshold": plan.threshold });
+    let backup = at.on_record(Deed::BackUpWrappingKey, details, || {
+        let (backup, file) = at.with(|modules, token| back_up(modules, token, &so_pin, &plan, &known))?;
+        write_new(&args.out, &file)?;
+        let told = about(&backup)?;
+        Ok((backup, told))
+    })?;
     describe(&backup)
 }
 
@@ -186,8 +196,12 @@ fn run_request(args: &RequestArgs) -> anyhow::Result<()> {
     let backup = Backup::read(&read(&args.backup)?)?;
     let at = Place::open(&args.token)?;
     let so_pin = so_pin(&args.so_pin_file, &args.token.token)?;
-    let request = at.with(|modules, token| request_restore(modules, token, &so_pin, &backup))?;
-    write_new(&args.out, &request.file()?)?;
+    let request = at.on_record(Deed::RequestWrappingKey, about(&backup)?, || {
+        let request = at.with(|modules, token| request_restore(modules, token, &so_pin, &backup))?;
+        write_new(&args.out, &request.file()?)?;
+        let told = json!({ "requestFingerprint": request.fingerprint()? });
+        Ok((request, told))
+    })?;
     println!(
         "Send the backup and {} to {} custodians, and tell each by another way",
         args.out.display(),
@@ -228,8 +242,16 @@ fn run_restore(args: &RestoreArgs) -> anyhow::Result<()> {
     let contributions = args.contributions.iter().map(contribution).collect::<anyhow::Result<Vec<_>>>()?;
     let at = Place::open(&args.token)?;
     let row = sealed_row(&at.config, &backup.cluster)?;
-    let id =
-        at.with(|modules, token| restore(modules, token, &backup, &request, &contributions, row.as_ref()))?;
+    let mut details = about(&backup)?;
+    let custodians: Vec<&str> = contributions.iter().map(|one| one.custodian.as_str()).collect();
+    details["requestFingerprint"] = json!(request.fingerprint()?);
+    details["custodians"] = json!(custodians);
+    let id = at.on_record(Deed::RestoreWrappingKey, details, || {
+        let id = at.with(|modules, token| {
+            restore(modules, token, &backup, &request, &contributions, row.as_ref())
+        })?;
+        Ok((id, json!({})))
+    })?;
     println!("{} has the wrapping key {id}.", at.token.token);
     println!("Where it is no member yet, next:");
     println!(
@@ -261,6 +283,27 @@ impl Place {
         modules.finalise();
         Ok(done?)
     }
+
+    /// Does something with the token that goes on the record.
+    fn on_record<T>(
+        &self,
+        deed: Deed,
+        mut details: Value,
+        what: impl FnOnce() -> anyhow::Result<(T, Value)>,
+    ) -> anyhow::Result<T> {
+        details["token"] = self.token.token.to_string().into();
+        details["module"] = self.token.module.as_str().into();
+        on_record(&self.config, deed, details, what)
+    }
+}
+
+/// What the record tells of a backup.
+fn about(backup: &Backup) -> anyhow::Result<Value> {
+    Ok(json!({
+        "backup": backup.id.to_string(),
+        "fingerprint": backup.fingerprint()?,
+        "wrappingKey": backup.cluster.wrapping_key.to_string(),
+    }))
 }
 
 /// The clusters that the data folder knows; with the installation's its row.

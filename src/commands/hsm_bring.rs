@@ -7,8 +7,10 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use secrecy::SecretString;
+use serde_json::{Value, json};
 
 use super::hsm_init::only;
+use crate::audit::beside::{Deed, Noted};
 use crate::config::{Config, Flags};
 use crate::hsm::{Modules, TokenAccess, bring_wrapping_key};
 
@@ -49,16 +51,46 @@ pub fn run(args: &HsmBringArgs) -> anyhow::Result<ExitCode> {
     let source = access(&config, &args.from, &args.from_module, &args.from_pin, "from-")?;
     let target = access(&config, &args.to, &args.to_module, &args.to_pin, "to-")?;
     let so_pin = so_pin(&args.so_pin_file, &args.from)?;
-    let modules = Modules::new(config.modules.clone(), config.hsm.clone());
-    let brought = bring_wrapping_key(&modules, &source, &so_pin, &target);
-    modules.finalise();
-    let id = brought?;
+    let details = json!({
+        "from": source.token.to_string(),
+        "fromModule": source.module,
+        "to": target.token.to_string(),
+        "toModule": target.module,
+    });
+    let id = on_record(&config, Deed::BringWrappingKey, details, || {
+        let modules = Modules::new(config.modules.clone(), config.hsm.clone());
+        let brought = bring_wrapping_key(&modules, &source, &so_pin, &target);
+        modules.finalise();
+        let id = brought?;
+        Ok((id, json!({ "wrappingKey": id.to_string() })))
+    })?;
     println!("{} has the wrapping key {id}.", target.token);
     println!(
         "Next: strongroom hsm member add --token '{}' --module {} --pin NAME",
         target.token, target.module
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Does something that the daemon puts on the record, as it is not the daemon
+/// that does it; with the result comes what there is to tell of it.
+pub(super) fn on_record<T>(
+    config: &Config,
+    deed: Deed,
+    details: Value,
+    what: impl FnOnce() -> anyhow::Result<(T, Value)>,
+) -> anyhow::Result<T> {
+    let Some(noted) = Noted::begin(&config.data_dir, deed, details)? else {
+        eprintln!("{} is not there: this is on no record.", config.data_dir.display());
+        return what().map(|(done, _)| done);
+    };
+    match what() {
+        Ok((done, told)) => noted.end(Ok(told)).map(|()| done),
+        Err(error) => {
+            noted.end(Err(&error))?;
+            Err(error)
+        }
+    }
 }
 
 /// A token as its flags name it; `side` is what they begin with.

@@ -19,6 +19,7 @@ pub use due::look_at_clock;
 pub use intent::Intent;
 
 use crate::app::App;
+use crate::audit::beside;
 use crate::audit::record::{Context, EventResource, Record};
 use crate::error::{Error, Result};
 use crate::store::{NewEvent, RowId};
@@ -36,6 +37,7 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
         }
         for (job, result) in [
             ("unrecorded calls", unrecorded(&app).await),
+            ("what was done beside the daemon", beside::record(&app).await),
             ("intents", intent::settle(&app).await),
             ("keys that are due", due::run(&app).await),
             ("key material that expires", expiry::run(&app).await),

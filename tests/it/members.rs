@@ -4,13 +4,15 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use strongroom::audit::beside::{Deed, Noted};
 use strongroom::hsm::softhsm;
 use strongroom::proto::hsm::{ListMembersRequest, MemberState};
 use strongroom::proto::kms::KeySpec;
 
 use crate::hsm::{PIN, Token};
-use crate::support::{Instance, eventually};
+use crate::secrecy::opens_no_blob;
+use crate::support::{Client, Instance, eventually, named};
 
 pub const RUNBOOK: &str = include_str!("../../deploy/hsm.md");
 
@@ -99,6 +101,7 @@ async fn a_member_is_added_maintained_and_replaced_by_the_runbook() {
     assert!(String::from_utf8_lossy(&last.stderr).contains("no other member"), "{last:?}");
 
     done(run("hsm bring"));
+    opens_no_blob(&instance, |arguments| second.pkcs11_tool(arguments)).await;
     done(run("hsm member add"));
     assert_eq!(members().await, [(first.clone(), MemberState::Serving), (uri.clone(), MemberState::Serving)]);
     let twice = run("hsm member add");
@@ -142,6 +145,9 @@ async fn a_member_is_added_maintained_and_replaced_by_the_runbook() {
     done(run("hsm member remove"));
     eventually("it is gone", async || members().await == [(uri.clone(), MemberState::Serving)]).await;
     assert!(String::from_utf8(run("hsm list").stdout).unwrap().contains(&uri));
+    // It is not down for ever.
+    let (_, metrics) = daemon.page("/metrics").await;
+    assert!(metrics.contains(&uri) && !metrics.contains(&first), "{metrics}");
     assert_eq!(client.decrypt(&blob).await.unwrap(), b"secret");
     client.create(KeySpec::SymmetricDefault).await.unwrap();
     let events = client.events().await;
@@ -153,6 +159,49 @@ async fn a_member_is_added_maintained_and_replaced_by_the_runbook() {
             "{name}"
         );
     }
+    let brought = named(&events, "BringWrappingKey");
+    assert_eq!(brought.len(), 1, "{brought:?}");
+    let details = &brought[0]["serviceEventDetails"];
+    let told = ["from", "to", "outcome"].map(|name| details[name].as_str().unwrap_or_default());
+    assert_eq!(told, [first.as_str(), &uri, "done"], "{details}");
+    assert_eq!(brought[0]["eventSource"], "hsm.strongroom");
     assert_eq!(client.findings().await, Vec::<String>::new());
+    daemon.terminate().await;
+}
+
+/// A command on the host that is killed is on the record, and once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_beside_the_daemon_is_on_the_record_however_it_ends() {
+    let instance = Instance::new();
+    let daemon = instance.start().await;
+    let data = instance.path("data");
+    let begin = |to: &str| {
+        Noted::begin(&data, Deed::BringWrappingKey, json!({ "to": to }))
+            .unwrap()
+            .expect("there is a data folder")
+    };
+    let (killed, failed, runs) = (begin("killed"), begin("failed"), begin("runs"));
+    failed.end(Err(&anyhow::anyhow!("a wrong PIN"))).unwrap();
+    drop(killed);
+    let client = daemon.client().await;
+    let told = async |client: &Client| -> Vec<(String, String)> {
+        let events = client.events().await;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let told = named(&events, "BringWrappingKey").into_iter().map(|event| {
+            let details = &event["serviceEventDetails"];
+            (text(&details["to"]), text(&details["outcome"]))
+        });
+        told.collect()
+    };
+    let pair = |to: &str, outcome: &str| (to.to_owned(), outcome.to_owned());
+    let mut expected = vec![pair("killed", "unknown"), pair("failed", "failed")];
+    eventually("what ended is on the record", async || told(&client).await.len() == 2).await;
+    daemon.terminate().await;
+    runs.end(Ok(json!({ "wrappingKey": "ab" }))).unwrap();
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+    expected.push(pair("runs", "done"));
+    eventually("it ended while no daemon ran", async || told(&client).await == expected).await;
+    assert_eq!(fs::read_dir(data.join("beside")).unwrap().count(), 0);
     daemon.terminate().await;
 }
