@@ -12,7 +12,8 @@ use tempfile::TempDir;
 
 use crate::hsm::Token;
 use crate::members::{RUNBOOK, configure, done, runbook};
-use crate::support::{Instance, eventually};
+use crate::secrecy::opens_no_blob;
+use crate::support::{Instance, eventually, named};
 
 const CUSTODIANS: [&str; 3] = ["alice", "bob", "carol"];
 /// Of the tokens of the fixture.
@@ -211,9 +212,30 @@ async fn any_two_of_three_custodians_bring_a_lost_cluster_back() {
         client.use_key(&signer, KeySpec::EccNistP256).await.unwrap();
         let left = String::from_utf8(token.pkcs11_tool(&["--list-objects"]).stdout).unwrap();
         assert!(left.contains("wrapping key") && !left.contains("transport"), "{left}");
+        opens_no_blob(&instance, |arguments| token.pkcs11_tool(arguments)).await;
     }
     client.create(KeySpec::SymmetricDefault).await.unwrap();
     assert_eq!(client.findings().await, Vec::<String>::new());
+    let mut events = Vec::new();
+    eventually("what was done is on the record", async || {
+        events = client.events().await;
+        named(&events, "RestoreWrappingKey").len() == 2 * pairs.len()
+    })
+    .await;
+    let outcomes = |name: &str| -> Vec<String> {
+        let told = named(&events, name).into_iter().map(|event| &event["serviceEventDetails"]);
+        told.map(|details| format!("{}: {}", details["module"], details["outcome"])).collect()
+    };
+    assert_eq!(outcomes("BackUpWrappingKey"), [r#""softhsm2": "done""#, r#""softhsm2": "failed""#]);
+    let asked = modules.map(|module| format!("{module:?}: \"done\""));
+    assert_eq!(outcomes("RequestWrappingKey"), asked);
+    let restored = modules.map(|module| ["failed", "done"].map(|outcome| format!("{module:?}: {outcome:?}")));
+    assert_eq!(outcomes("RestoreWrappingKey"), restored.concat());
+    let backup = &named(&events, "BackUpWrappingKey")[0]["serviceEventDetails"];
+    let names: Vec<&Value> =
+        backup["custodians"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert_eq!(names, CUSTODIANS);
+    assert!(shown.contains(backup["fingerprint"].as_str().unwrap()), "{backup} and {shown}");
     daemon.terminate().await;
     // With the members as they are now.
     let daemon = instance.start().await;
@@ -376,16 +398,48 @@ async fn what_does_not_belong_together_restores_nothing() {
     let told = refused(desk.restore(&instance, ["alice", "bob"]));
     assert!(told.contains("the store does not know"), "{told}");
     desk.name("CONFIG", config);
-    // Without the security officer's mark.
+    // Without the security officer's mark, and with another's.
     let public = ["--delete-object", "--type", "pubkey", "--label", "strongroom transport key"];
     assert!(token.pkcs11_tool(&public).status.success());
     let told = refused(desk.restore(&instance, ["alice", "bob"]));
     assert!(told.contains("did not make this request"), "{told}");
+    let request: Value = serde_json::from_str(&desk.text("second.request")).unwrap();
+    let (id, key) = (&request["content"]["id"], request["content"]["public_key"].as_str().unwrap());
+    fs::write(desk.path("request.der"), base64_of(key)).unwrap();
+    let file = desk.path("request.der").display().to_string();
+    let put = ["--write-object", &file, "--type", "pubkey", "--id", id.as_str().unwrap(), "--label", "put"];
+    let put = token.pkcs11_tool(&put);
+    assert!(put.status.success(), "{put:?}");
+    let told = refused(desk.restore(&instance, ["alice", "bob"]));
+    assert!(told.contains("did not approve"), "{told}");
+    let taken = ["--delete-object", "--type", "pubkey", "--label", "put"];
+    assert!(token.pkcs11_tool(&taken).status.success());
+
+    // Of the same custodians, but another backup.
+    desk.name("BACKUP", desk.path("another").display().to_string());
+    said(desk.run(&instance, "hsm backup create"));
+    desk.request_fingerprint_of("second.request");
+    let told = refused(desk.contribute(&instance, "alice"));
+    assert!(told.contains("another backup"), "{told}");
+    let told = refused(desk.restore(&instance, ["bob", "stale"]));
+    assert!(told.contains("another backup"), "{told}");
+    desk.name("BACKUP", backup);
 
     desk.request(&instance, &token, "second");
     for custodian in ["alice", "bob"] {
         said(desk.contribute(&instance, custodian));
     }
+    // A store whose row another key sealed: what is restored does not stay.
+    const OF_CLUSTER: &str = "kind = 'system' AND id = 'cluster'";
+    let mut database = instance.database().await;
+    let mac = database.texts(&format!("SELECT hex(mac) FROM row WHERE {OF_CLUSTER}")).await.remove(0);
+    database.execute(&format!("UPDATE row SET mac = zeroblob(32) WHERE {OF_CLUSTER}")).await;
+    let told = refused(desk.restore(&instance, ["alice", "bob"]));
+    assert!(told.contains("sealed by another key"), "{told}");
+    let objects = String::from_utf8(token.pkcs11_tool(&["--list-objects"]).stdout).unwrap();
+    assert!(!objects.contains("wrapping key"), "{objects}");
+    database.execute(&format!("UPDATE row SET mac = x'{mac}' WHERE {OF_CLUSTER}")).await;
+    database.close().await;
     said(desk.restore(&instance, ["alice", "bob"]));
     let told = refused(desk.restore(&instance, ["alice", "bob"]));
     assert!(told.contains("belongs to a cluster"), "{told}");

@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -407,6 +407,12 @@ async fn the_pin_reads_no_key_and_opens_no_blob() {
         assert!(!read.status.success() || bytes.is_empty(), "{object:?} was read: {bytes:?}");
     }
 
+    opens_no_blob(&instance, |arguments| token.tool(arguments)).await;
+    assert_eq!(token.objects(), objects);
+}
+
+/// Tries to unwrap a blob of the store on a member to what can be read.
+pub async fn opens_no_blob(instance: &Instance, tool: impl Fn(&[&str]) -> Output) {
     let backing = instance.database().await.bodies("backing-key").await;
     let wrapped = backing.iter().find_map(|row| row["home"]["wrapped"].as_object()).unwrap();
     let blob = instance.beside("blob");
@@ -427,10 +433,9 @@ async fn the_pin_reads_no_key_and_opens_no_blob() {
             "stolen",
         ]);
         arguments.extend(option);
-        let unwrapped = token.tool(&arguments);
+        let unwrapped = tool(&arguments);
         let printed = String::from_utf8_lossy(&unwrapped.stderr).into_owned();
         // CKA_UNWRAP_TEMPLATE stands against it, not a mistake of this test.
         assert!(!unwrapped.status.success() && printed.contains("CKR_TEMPLATE_INCONSISTENT"), "{printed}");
     }
-    assert_eq!(token.objects(), objects);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use strongroom::hsm::{ClusterSettings, Hash, HsmError, KeyRules, Material, MemberState, Use};
 use tokio::time::Instant;
 
-use super::fixture::{Hsms, RESIDENT, all_serve, impatient, until};
+use super::fixture::{Hsms, RESIDENT, all_serve, impatient, unprobed, until};
 use crate::hsm::{PIN, fast, id, soon};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +60,6 @@ async fn members_that_all_hang_cost_a_caller_no_more_than_its_deadline() {
     cluster.shutdown().await;
 }
 
-/// Even its C_Initialize does not return: the daemon ends all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_member_is_waited_for_when_no_other_does_it() {
     let hsms = Hsms::new(2);
@@ -77,6 +76,44 @@ async fn a_late_member_is_waited_for_when_no_other_does_it() {
     cluster.shutdown().await;
 }
 
+/// How often a function was called that a rule of the first token logs.
+fn logged(hsms: &Hsms) -> usize {
+    std::fs::read_to_string(hsms.tokens[0].rules().with_extension("log")).unwrap_or_default().lines().count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_goes_to_the_member_that_has_the_least() {
+    const CALLS: usize = 40;
+    let hsms = Hsms::new(2);
+    let cluster = hsms.start(2, ClusterSettings { failover_timeout_ms: 60_000, ..unprobed() }, RESIDENT);
+    all_serve(&cluster).await;
+    let key = cluster.generate(id(), Material::Generic(32), Use::Mac, soon()).await.unwrap().key;
+    hsms.tokens[0].set_rules("C_SignInit log\nC_Sign delay_ms=20");
+    hsms.tokens[1].set_rules("C_Sign delay_ms=20");
+    let calls = (0..CALLS).map(|_| cluster.mac(&key, Hash::Sha256, b"message", soon()));
+    assert!(futures::future::join_all(calls).await.iter().all(Result::is_ok));
+    let first = logged(&hsms);
+    assert!((CALLS / 4..=CALLS * 3 / 4).contains(&first), "{first} of {CALLS}");
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_member_is_not_waited_for_twice() {
+    const CALLS: usize = 8;
+    let hsms = Hsms::new(2);
+    let cluster = hsms.start(2, unprobed(), RESIDENT);
+    all_serve(&cluster).await;
+    let key = cluster.generate(id(), Material::Generic(32), Use::Mac, soon()).await.unwrap().key;
+    hsms.tokens[0].set_rules("C_SignInit log\nC_Sign hang");
+    for _ in 0..CALLS {
+        cluster.mac(&key, Hash::Sha256, b"message", soon()).await.unwrap();
+    }
+    assert!(logged(&hsms) <= 1, "{}", logged(&hsms));
+    hsms.tokens[0].set_rules("");
+    cluster.shutdown().await;
+}
+
+/// Even its C_Initialize does not return: the daemon ends all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_module_that_hangs_keeps_the_end_no_longer_than_its_deadline() {
     let hsms = Hsms::new(2);

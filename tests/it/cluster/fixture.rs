@@ -86,6 +86,11 @@ pub fn impatient() -> ClusterSettings {
     ClusterSettings { failover_timeout_ms: 250, call_timeout_ms: 2_000, ..fast() }
 }
 
+/// No probe comes between a test's calls.
+pub fn unprobed() -> ClusterSettings {
+    ClusterSettings { probe_interval_ms: 600_000, call_timeout_ms: 60_000, ..impatient() }
+}
+
 /// Waits until a member is so; its reason.
 pub async fn until(cluster: &Cluster, uri: &str, state: MemberState) -> String {
     let mut health = cluster.watch();

@@ -1,13 +1,16 @@
 //! Keys on several members.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures::future::BoxFuture;
 use strongroom::hsm::{
-    Cluster, CopyState, Curve, Expected, Hash, Home, HsmError, KeyRef, KeyRules, Made, Material, MemberState,
-    Scheme, Use,
+    BackingId, Cluster, CopyState, Curve, Expected, Hash, Home, HsmError, KeyRef, KeyRules, Made, Material,
+    MemberState, Residents, Scheme, Use,
 };
 
-use super::fixture::{Hsms, RESIDENT, all_serve, impatient, until};
+use super::fixture::{Hsms, RESIDENT, all_serve, impatient, unprobed, until};
 use crate::hsm::{PIN, fast, id, soon};
 
 const KINDS: [(Material, Use); 6] = [
@@ -99,6 +102,22 @@ async fn a_key_that_came_to_too_few_members_is_on_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_does_not_work_does_not_count() {
+    let hsms = Hsms::new(2);
+    let cluster = hsms.start(2, unprobed(), RESIDENT);
+    all_serve(&cluster).await;
+    hsms.tokens[1].set_rules("C_Sign corrupt");
+    let made = cluster.generate(id(), Material::Rsa(2048), Use::Sign, soon()).await;
+    assert!(
+        matches!(&made, Err(HsmError::Unavailable(reason)) if reason.contains("came to 1 of 2")),
+        "{made:?}"
+    );
+    hsms.tokens[1].set_rules("");
+    assert_eq!(cluster.inventory(soon()).await.unwrap(), []);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_kind_that_cannot_be_wrapped_is_made_only_where_one_copy_is_allowed() {
     let hsms = Hsms::new(2);
     let cluster = hsms.start(2, fast(), RESIDENT);
@@ -143,6 +162,59 @@ async fn a_member_that_was_away_gets_the_key_when_it_needs_it() {
     }
     assert_eq!(cluster.mac(&made.key, Hash::Sha384, b"message", soon()).await.unwrap(), mac);
     assert_eq!(cluster.compare(&hsms.uri(2), &expected(&made), soon()).await, Ok(CopyState::Good));
+    cluster.shutdown().await;
+}
+
+/// The store of a test: one key is deleted while it is brought, one cannot be
+/// read.
+struct Known {
+    all: Vec<Expected>,
+    deleted: BackingId,
+    unreadable: BackingId,
+    asked: AtomicUsize,
+}
+
+impl Residents for Known {
+    fn all(&self) -> BoxFuture<'_, Result<HashSet<BackingId>, String>> {
+        Box::pin(async { Ok(self.all.iter().map(|known| known.key.id).collect()) })
+    }
+
+    fn one(&self, id: BackingId) -> BoxFuture<'_, Result<Option<Expected>, String>> {
+        let is_there = id != self.deleted || self.asked.fetch_add(1, Ordering::SeqCst) == 0;
+        let known = self.all.iter().find(|known| known.key.id == id && is_there).cloned();
+        let answer = if id == self.unreadable { Err("tampered with".to_owned()) } else { Ok(known) };
+        Box::pin(async move { answer })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_brought_what_it_lacks_unless_that_is_deleted_meanwhile() {
+    let hsms = Hsms::new(2);
+    let alone = KeyRules { required_copies: 1, ..RESIDENT };
+    let first = hsms.start(1, fast(), alone);
+    all_serve(&first).await;
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        let made = first.generate(id(), Material::Generic(32), Use::Mac, soon()).await.unwrap();
+        all.push(expected(&made));
+    }
+    first.shutdown().await;
+    let (deleted, unreadable) = (all[0].key.id, all[1].key.id);
+    let residents = Arc::new(Known { all: all.clone(), deleted, unreadable, asked: AtomicUsize::new(0) });
+    let members = vec![(hsms.member(0), PIN.into())];
+    let identity = hsms.identity.clone();
+    let cluster =
+        Cluster::start_synchronized(&hsms.modules, members, identity, fast(), alone, Some(residents.clone()))
+            .unwrap();
+    all_serve(&cluster).await;
+    cluster.add_member(&hsms.member(1), PIN.into()).unwrap();
+    all_serve(&cluster).await;
+    assert_eq!(residents.asked.load(Ordering::SeqCst), 2, "before it is brought, and after");
+    let mut there: Vec<_> = all[2..].iter().map(|known| known.key.id).collect();
+    there.sort();
+    let mut found = cluster.inventory_of(&hsms.uri(1), soon()).await.unwrap();
+    found.sort();
+    assert_eq!(found, there);
     cluster.shutdown().await;
 }
 
