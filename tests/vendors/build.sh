@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the modules of other vendors that the tests load, into target/vendors:
 # kryoptic, with an OpenSSL of its own, whose source the crate openssl-src has.
-# Takes ten minutes, once.
+# Takes ten minutes, once: CI finds it in the cache folder afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/kryoptic"
 target=$(realpath -m ../../../target/vendors)
@@ -31,3 +31,4 @@ print(next(os.path.dirname(p["manifest_path"]) for p in packages if p["name"] ==
   ) >"$target/openssl.log" 2>&1 || { tail -20 "$target/openssl.log"; exit 1; }
 fi
 KRYOPTIC_OPENSSL_SOURCES=$target/openssl CARGO_TARGET_DIR=$target/build cargo build --locked
+install -D "$target/build/debug/libkryoptic.so" "${XDG_CACHE_HOME:-$HOME/.cache}/strongroom/libkryoptic.so"
