@@ -1,6 +1,7 @@
 //! Too little room on the disk: no new work, nothing untrue, and on again.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -35,7 +36,11 @@ impl Disk {
     fn fill(&self, left: u64) {
         let free = rustix::fs::statvfs(&self.0).unwrap();
         let bytes = (free.f_bavail * free.f_frsize).saturating_sub(left);
-        fs::write(self.ballast(), vec![0x5a; bytes as usize]).unwrap();
+        match fs::write(self.ballast(), vec![0x5a; bytes as usize]) {
+            // The daemon took some of it meanwhile.
+            Err(error) if error.kind() == ErrorKind::StorageFull => {}
+            written => written.unwrap(),
+        }
     }
 
     fn empty(&self) {

@@ -82,22 +82,6 @@ fn logged(hsms: &Hsms) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn work_goes_to_the_member_that_has_the_least() {
-    const CALLS: usize = 40;
-    let hsms = Hsms::new(2);
-    let cluster = hsms.start(2, ClusterSettings { failover_timeout_ms: 60_000, ..unprobed() }, RESIDENT);
-    all_serve(&cluster).await;
-    let key = cluster.generate(id(), Material::Generic(32), Use::Mac, soon()).await.unwrap().key;
-    hsms.tokens[0].set_rules("C_SignInit log\nC_Sign delay_ms=20");
-    hsms.tokens[1].set_rules("C_Sign delay_ms=20");
-    let calls = (0..CALLS).map(|_| cluster.mac(&key, Hash::Sha256, b"message", soon()));
-    assert!(futures::future::join_all(calls).await.iter().all(Result::is_ok));
-    let first = logged(&hsms);
-    assert!((CALLS / 4..=CALLS * 3 / 4).contains(&first), "{first} of {CALLS}");
-    cluster.shutdown().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_slow_member_is_not_waited_for_twice() {
     const CALLS: usize = 8;
     let hsms = Hsms::new(2);
