@@ -242,10 +242,9 @@ fn run_restore(args: &RestoreArgs) -> anyhow::Result<()> {
     let contributions = args.contributions.iter().map(contribution).collect::<anyhow::Result<Vec<_>>>()?;
     let at = Place::open(&args.token)?;
     let row = sealed_row(&at.config, &backup.cluster)?;
-    let mut details = about(&backup)?;
     let custodians: Vec<&str> = contributions.iter().map(|one| one.custodian.as_str()).collect();
-    details["requestFingerprint"] = json!(request.fingerprint()?);
-    details["custodians"] = json!(custodians);
+    let more = json!({ "requestFingerprint": request.fingerprint()?, "custodians": custodians });
+    let details = joined(about(&backup)?, more);
     let id = at.on_record(Deed::RestoreWrappingKey, details, || {
         let id = at.with(|modules, token| {
             restore(modules, token, &backup, &request, &contributions, row.as_ref())
@@ -288,12 +287,11 @@ impl Place {
     fn on_record<T>(
         &self,
         deed: Deed,
-        mut details: Value,
+        details: Value,
         what: impl FnOnce() -> anyhow::Result<(T, Value)>,
     ) -> anyhow::Result<T> {
-        details["token"] = self.token.token.to_string().into();
-        details["module"] = self.token.module.as_str().into();
-        on_record(&self.config, deed, details, what)
+        let token = json!({ "token": self.token.token.to_string(), "module": self.token.module });
+        on_record(&self.config, deed, joined(details, token), what)
     }
 }
 
@@ -304,6 +302,14 @@ fn about(backup: &Backup) -> anyhow::Result<Value> {
         "fingerprint": backup.fingerprint()?,
         "wrappingKey": backup.cluster.wrapping_key.to_string(),
     }))
+}
+
+/// The members of both.
+fn joined(details: Value, more: Value) -> Value {
+    match (details, more) {
+        (Value::Object(details), Value::Object(more)) => details.into_iter().chain(more).collect(),
+        (details, _) => details,
+    }
 }
 
 /// The clusters that the data folder knows; with the installation's its row.
