@@ -28,6 +28,9 @@ use crate::store::{Change, Commit, Kind, Row, RowId, Store, StoreError};
 
 /// Rows whose MACs are checked at the same time.
 const CHECKS_AT_ONCE: usize = 16;
+/// How often a row is read while others change, before what was read is used
+/// without being kept.
+const READS_MAX: u32 = 8;
 /// Uses of a backing key that one lease takes.
 pub const LEASE_USES: u64 = 1 << 16;
 /// Uses that a restored key is moved ahead by: what may have been leased after
@@ -523,18 +526,22 @@ impl Registry {
         deadline: Instant,
         load: impl Fn(Held<T>) -> Result<Option<L>>,
     ) -> Result<Option<Arc<L>>> {
-        if let Some(loaded) = cache.get(id) {
-            return Ok(Some(loaded));
+        let mut last = None;
+        for _ in 0..READS_MAX {
+            if let Some(loaded) = cache.get(id) {
+                return Ok(Some(loaded));
+            }
+            let before = *self.generation.read();
+            let Some(row) = self.store.row(id).await.map_err(from_store)? else { return Ok(None) };
+            let Some(loaded) = load(self.open(row, deadline).await?)?.map(Arc::new) else { return Ok(None) };
+            let now = self.generation.read();
+            if *now == before {
+                // One instance of a backing key at a time, because it holds the lease.
+                return Ok(Some(cache.get_with_by_ref(id, || loaded)));
+            }
+            last = Some(loaded);
         }
-        let before = *self.generation.read();
-        let Some(row) = self.store.row(id).await.map_err(from_store)? else { return Ok(None) };
-        let Some(loaded) = load(self.open(row, deadline).await?)?.map(Arc::new) else { return Ok(None) };
-        let now = self.generation.read();
-        if *now != before {
-            return Ok(Some(loaded));
-        }
-        // One instance of a backing key at a time, because it holds the lease.
-        Ok(Some(cache.get_with_by_ref(id, || loaded)))
+        Ok(last)
     }
 }
 
