@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use serde_json::json;
+use strongroom::proto::cloudtrail;
 use strongroom::proto::kms;
 
 use super::house::{House, arn};
@@ -280,7 +281,7 @@ aliases_per_account_max = 3
 keys_per_account_max = 2
 
 [quotas]
-operations = { ListKeyPolicies = 2 }
+operations = { ListKeyPolicies = 2, LookupEvents = 2 }
 ";
     let house = House::open_with(limits).await;
     let administrator = house.administrator().await;
@@ -305,12 +306,17 @@ operations = { ListKeyPolicies = 2 }
         kms::UpdateAliasRequest { alias_name: Some("alias/d".into()), target_key_id: Some(key.clone()) };
     assert_eq!(exception(administrator.call(to_full).await), FULL);
     let list = || kms::ListKeyPoliciesRequest { key_id: Some(key.clone()), ..Default::default() };
+    let lookup = cloudtrail::LookupEventsRequest::default;
     let calls = futures::future::join_all((0..20).map(|_| administrator.call(list()))).await;
-    let throttled: Vec<_> = calls.into_iter().filter_map(Result::err).collect();
-    assert!(!throttled.is_empty(), "20 calls at 2 a second");
-    for refusal in throttled {
-        assert_eq!(refusal.exception, "ThrottlingException");
-        assert!(refusal.retries);
+    let lookups = futures::future::join_all((0..20).map(|_| administrator.call(lookup()))).await;
+    let lists: Vec<_> = calls.into_iter().filter_map(Result::err).collect();
+    let lookups: Vec<_> = lookups.into_iter().filter_map(Result::err).collect();
+    for throttled in [lists, lookups] {
+        assert!(!throttled.is_empty(), "20 calls at 2 a second");
+        for refusal in throttled {
+            assert_eq!(refusal.exception, "ThrottlingException");
+            assert!(refusal.retries);
+        }
     }
 }
 
