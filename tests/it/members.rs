@@ -150,6 +150,8 @@ async fn a_member_is_added_maintained_and_replaced_by_the_runbook() {
     assert!(metrics.contains(&uri) && !metrics.contains(&first), "{metrics}");
     assert_eq!(client.decrypt(&blob).await.unwrap(), b"secret");
     client.create(KeySpec::SymmetricDefault).await.unwrap();
+    let is_recorded = async || !named(&client.events().await, "BringWrappingKey").is_empty();
+    eventually("the bringing is on the record", is_recorded).await;
     let events = client.events().await;
     for name in
         ["AddMember", "BeginMaintenance", "EndMaintenance", "RemoveMember", "CheckMember", "ListTokens"]
