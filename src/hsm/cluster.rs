@@ -32,7 +32,7 @@ const RANDOM_BYTES_MAX: usize = 1024;
 /// Members that serve the same keys.
 ///
 /// Every call ends by its deadline. It goes to the member that serves, can do
-/// it and has the shortest queue; where that member fails, another is asked,
+/// it and has the fewest calls under way; where that member fails, another is asked,
 /// unless the call's effect could then happen twice.
 pub struct Cluster {
     modules: Arc<Modules>,
@@ -449,7 +449,7 @@ impl Cluster {
     }
 
     /// The member for a call: the one that serves and can do it with the
-    /// shortest queue, or else one that is being attached; with how many others
+    /// fewest calls, or else one that is being attached; with how many others
     /// there are.
     pub(super) async fn pick(
         &self,
@@ -474,7 +474,7 @@ impl Cluster {
                     state @ (MemberState::Serving | MemberState::Synchronizing) if untried && can => {
                         let absent = only.is_some_and(|key| !member.has_loaded(key.id));
                         let early = state == MemberState::Synchronizing;
-                        let rank = (early, member.is_slow(), absent, member.waiting());
+                        let rank = (early, member.is_slow(), absent, member.calls());
                         candidates += 1;
                         if best.as_ref().is_none_or(|(_, least)| rank < *least) {
                             best = Some((member.clone(), rank));

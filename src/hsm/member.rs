@@ -65,6 +65,17 @@ pub(crate) struct Member {
     slow: AtomicBool,
     /// Why the last try to attach failed.
     cause: Mutex<Option<Cause>>,
+    /// Calls that are under way on it.
+    calls: AtomicUsize,
+}
+
+/// A call that is under way on a member, until it is dropped.
+struct UnderWay<'a>(&'a AtomicUsize);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 enum State {
@@ -131,6 +142,7 @@ impl Member {
             epoch: AtomicU64::new(0),
             self_test: Mutex::new(None),
             cause: Mutex::new(None),
+            calls: AtomicUsize::new(0),
             pin: Mutex::new(pin),
             pin_name,
             maintenance: AtomicBool::new(false),
@@ -188,9 +200,15 @@ impl Member {
         self.state.borrow().attachment().is_some_and(|attachment| attachment.cache.has_loaded(id))
     }
 
-    /// Calls that wait for its session threads.
-    pub(crate) fn waiting(&self) -> usize {
-        self.workers.waiting()
+    /// Calls that are under way on it, whether they wait for a session or for
+    /// their key.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Acquire)
+    }
+
+    fn under_way(&self) -> UnderWay<'_> {
+        self.calls.fetch_add(1, Ordering::AcqRel);
+        UnderWay(&self.calls)
     }
 
     /// What an operator sees.

@@ -46,6 +46,7 @@ impl Member {
         deadline: tokio::time::Instant,
         step: &Step<T>,
     ) -> Result<T, HsmError> {
+        let _under_way = self.under_way();
         let mut last = HsmError::Missing(format!("{} is not on {}", key.id, self.uri));
         for _ in 0..ATTEMPTS_MAX {
             let attachment = self.attachment(deadline).await?;
@@ -102,6 +103,7 @@ impl Member {
         repeatable: bool,
         body: Arc<impl Fn(&Attachment, &Session) -> Result<T, Failure> + Send + Sync + 'static>,
     ) -> Result<T, HsmError> {
+        let _under_way = self.under_way();
         let crew = if function.takes_lane() { &self.lane } else { &self.workers };
         let mut last = self.attached_again();
         for _ in 0..ATTEMPTS_MAX {

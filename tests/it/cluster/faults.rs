@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use strongroom::hsm::{ClusterSettings, Hash, HsmError, KeyRules, Material, MemberState, Use};
 use tokio::time::Instant;
 
@@ -76,9 +77,10 @@ async fn a_late_member_is_waited_for_when_no_other_does_it() {
     cluster.shutdown().await;
 }
 
-/// How often a function was called that a rule of the first token logs.
-fn logged(hsms: &Hsms) -> usize {
-    std::fs::read_to_string(hsms.tokens[0].rules().with_extension("log")).unwrap_or_default().lines().count()
+/// How often a function was called that a rule of a token logs.
+fn logged(hsms: &Hsms, index: usize) -> usize {
+    let file = hsms.tokens[index].rules().with_extension("log");
+    std::fs::read_to_string(file).unwrap_or_default().lines().count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,8 +94,29 @@ async fn a_slow_member_is_not_waited_for_twice() {
     for _ in 0..CALLS {
         cluster.mac(&key, Hash::Sha256, b"message", soon()).await.unwrap();
     }
-    assert!(logged(&hsms) <= 1, "{}", logged(&hsms));
+    assert!(logged(&hsms, 0) <= 1, "{}", logged(&hsms, 0));
     hsms.tokens[0].set_rules("");
+    cluster.shutdown().await;
+}
+
+/// A call that waits for its key is in no queue, and counts all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_on_keys_that_no_member_has_loaded_go_to_all() {
+    const CALLS: usize = 12;
+    let hsms = Hsms::new(2);
+    let cluster = hsms.start(2, unprobed(), KeyRules::DEFAULT);
+    all_serve(&cluster).await;
+    let mut keys = Vec::new();
+    for _ in 0..CALLS {
+        keys.push(cluster.generate(id(), Material::Generic(32), Use::Mac, soon()).await.unwrap().key);
+    }
+    hsms.tokens.iter().for_each(|token| token.set_rules("C_SignInit log\nC_UnwrapKey delay_ms=20"));
+    let macs = keys.iter().map(|key| cluster.mac(key, Hash::Sha256, b"message", soon()));
+    for mac in join_all(macs).await {
+        mac.unwrap();
+    }
+    let calls = [logged(&hsms, 0), logged(&hsms, 1)];
+    assert!(calls.iter().all(|calls| *calls >= CALLS / 4), "{calls:?}");
     cluster.shutdown().await;
 }
 
