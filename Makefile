@@ -28,7 +28,7 @@ bench: packages
 	$(CARGO) bench --profile $(BENCH_PROFILE) --bench speed -- $(BENCH)
 
 # The tests on another vendor's module; `make test` runs them too where it is built,
-# or STRONGROOM_KRYOPTIC_LIBRARY names one that was kept.
+# or KRYOPTIC_LIBRARY names one that was kept.
 test-vendors: packages vendors
 	$(CARGO) test --test it -- vendors::
 

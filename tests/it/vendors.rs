@@ -28,7 +28,7 @@ use crate::members::{done, runbook};
 use crate::support::{Instance, create, eventually};
 
 /// Names the library where it is not where `make vendors` puts it.
-const LIBRARY_VARIABLE: &str = "STRONGROOM_KRYOPTIC_LIBRARY";
+const LIBRARY_VARIABLE: &str = "KRYOPTIC_LIBRARY";
 
 const SO_PIN: &str = "12345678";
 const PIN: &str = "87654321";
