@@ -19,17 +19,10 @@ const CATEGORY: &str = "ActivityAuditLog";
 const EVENT_BYTES_MAX: usize = 256 * 1024;
 /// How far in the future an event may be: clocks differ.
 const AHEAD_MS_MAX: i64 = 15 * 60 * 1000;
-/// Members that are in the event as they are given.
-const TAKEN: [&str; 8] = [
-    "sourceIPAddress",
-    "userAgent",
-    "errorCode",
-    "errorMessage",
-    "requestParameters",
-    "responseElements",
-    "additionalEventData",
-    "requestID",
-];
+/// Texts that are in the event as they are given.
+const TEXTS: [&str; 5] = ["sourceIPAddress", "userAgent", "errorCode", "errorMessage", "requestID"];
+/// What is in it as it is given, whatever it is.
+const TAKEN: [&str; 3] = ["requestParameters", "responseElements", "additionalEventData"];
 
 /// A channel by its ARN. Every account has every name in its own Regions.
 #[derive(Debug)]
@@ -178,8 +171,17 @@ fn event(call: &Call, channel: &Channel, entry: &cloudtrail::AuditEvent) -> Resu
             "ingestedBy": call.caller.arn(),
         },
     });
+    if let Some(wrong) = TEXTS
+        .iter()
+        .find(|name| given.get(**name).is_some_and(|value| !value.is_string() && !value.is_null()))
+    {
+        return Err(invalid(format!("{wrong} is not a text.")));
+    }
     if let Some(members) = record.as_object_mut() {
-        let taken = TAKEN.iter().filter_map(|name| Some(((*name).to_owned(), given.get(*name)?.clone())));
+        let taken = TEXTS
+            .iter()
+            .chain(&TAKEN)
+            .filter_map(|name| Some(((*name).to_owned(), given.get(*name)?.clone())));
         members.extend(taken);
     }
     let record = record.to_string();

@@ -39,6 +39,7 @@ def test_each_entry_has_its_own_result(data, trail, unique):
         "no-name": {"eventData": event(eventName=None)},
         "no-user": {"eventData": event(userIdentity={"type": "a"})},
         "forged": {"eventData": event(eventSource="kms.amazonaws.com")},
+        "code": {"eventData": event(errorCode=5)},
         "future": {"eventData": event(eventTime="2999-01-01T00:00:00Z")},
         "recipient": {"eventData": event(recipientAccountId="444455556666")},
     }
@@ -53,6 +54,7 @@ def test_each_entry_has_its_own_result(data, trail, unique):
         "no-name": "FieldNotFound",
         "no-user": "FieldNotFound",
         "forged": "InvalidEventSource",
+        "code": "InvalidData",
         "future": "InvalidData",
         "recipient": "InvalidRecipient",
     }
