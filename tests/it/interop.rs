@@ -54,7 +54,7 @@ fn pytest(arguments: &[&OsStr], daemon: &[&str]) {
 }
 
 /// The Python of the virtual environment that `make test` makes.
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     let venv = std::env::var_os("TEST_VENV")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv"), PathBuf::from);
     let python = venv.join("bin/python");
@@ -67,7 +67,7 @@ fn python() -> PathBuf {
 }
 
 /// The variables of an env file as `strongroom dev` writes it.
-fn environment(file: &Path) -> Vec<(String, String)> {
+pub fn environment(file: &Path) -> Vec<(String, String)> {
     let text = std::fs::read_to_string(file).unwrap();
     let variable = |line: &str| {
         let (name, value) = line.strip_prefix("export ")?.split_once('=')?;

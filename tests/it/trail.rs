@@ -1,6 +1,8 @@
 //! Trails of real daemons into a folder: each event in one file, whatever
 //! dies, and nothing changed unnoticed.
 
+mod another_s3;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;

@@ -5,8 +5,9 @@
 //! cryptographic ones can be selected as data events of `AWS::KMS::Key` too,
 //! so that a trail may deliver those of some keys only.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::error::{Error, Exception, Result};
 
@@ -129,23 +130,98 @@ impl InsightSelector {
     }
 
     /// Whether it selects an Insights record.
-    fn selects_record(&self, record: &Value) -> bool {
-        let of = |name: &str| text(record, &format!("/insightDetails/{name}"));
-        let kind = match of("insightType") {
+    fn selects_record(&self, record: &Seen<'_>) -> bool {
+        let details = &record.insight_details;
+        let kind = match details.insight_type.as_ref() {
             "ApiErrorRateInsight" => InsightType::ErrorRate,
             _ => InsightType::CallRate,
         };
-        self.selects(kind, is_cryptographic(of("eventSource"), of("eventName")))
+        self.selects(kind, is_cryptographic(&details.event_source, &details.event_name))
     }
 }
 
-/// Whether a record is one of Insights'.
-pub fn is_insight(record: &Value) -> bool {
-    text(record, "/eventCategory") == "Insight"
+/// What trails look at of a record; empty where it says nothing.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Seen<'a> {
+    #[serde(borrow)]
+    event_category: Cow<'a, str>,
+    #[serde(borrow)]
+    event_source: Cow<'a, str>,
+    #[serde(borrow)]
+    event_name: Cow<'a, str>,
+    #[serde(borrow)]
+    event_type: Cow<'a, str>,
+    #[serde(borrow)]
+    error_code: Cow<'a, str>,
+    read_only: Option<bool>,
+    /// Whose record it is.
+    #[serde(borrow)]
+    pub recipient_account_id: Cow<'a, str>,
+    /// Where it was done.
+    #[serde(borrow)]
+    pub aws_region: Cow<'a, str>,
+    #[serde(borrow)]
+    user_identity: SeenIdentity<'a>,
+    #[serde(borrow)]
+    resources: Vec<SeenResource<'a>>,
+    #[serde(borrow)]
+    insight_details: SeenInsight<'a>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SeenIdentity<'a> {
+    #[serde(borrow)]
+    arn: Cow<'a, str>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SeenResource<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(rename = "ARN", borrow)]
+    arn: Cow<'a, str>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct SeenInsight<'a> {
+    #[serde(borrow)]
+    insight_type: Cow<'a, str>,
+    #[serde(borrow)]
+    event_source: Cow<'a, str>,
+    #[serde(borrow)]
+    event_name: Cow<'a, str>,
+}
+
+impl<'a> Seen<'a> {
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// KMSInternalException for what is no record: nobody but us writes them.
+    pub fn read(record: &'a str) -> Result<Seen<'a>> {
+        serde_json::from_str(record)
+            .map_err(|error| Error::internal(format!("an event cannot be read: {error}")))
+    }
+
+    /// Whether it is one of Insights'.
+    pub fn is_insight(&self) -> bool {
+        self.event_category == "Insight"
+    }
+
+    fn is_data(&self) -> bool {
+        is_cryptographic(&self.event_source, &self.event_name)
+    }
+
+    fn arns(&self) -> impl Iterator<Item = &str> + Clone {
+        self.resources.iter().map(|resource| resource.arn.as_ref())
+    }
 }
 
 /// Whether an Insights record is to be delivered.
-pub fn select_insight(selectors: &[InsightSelector], record: &Value) -> bool {
+pub fn select_insight(selectors: &[InsightSelector], record: &Seen<'_>) -> bool {
     selectors.iter().any(|selector| selector.selects_record(record))
 }
 
@@ -167,7 +243,7 @@ impl Selectors {
     }
 
     /// Whether a record is to be delivered.
-    pub fn select(&self, record: &Value) -> bool {
+    pub fn select(&self, record: &Seen<'_>) -> bool {
         match self {
             Selectors::Basic(all) => all.iter().any(|selector| selector.selects(record)),
             Selectors::Advanced(all) => all.iter().any(|selector| selector.selects(record)),
@@ -176,10 +252,11 @@ impl Selectors {
 }
 
 impl Basic {
-    fn selects(&self, record: &Value) -> bool {
-        let excluded = || self.excluded_sources.iter().any(|source| *source == text(record, "/eventSource"));
-        self.read_only.is_none_or(|read_only| record.get("readOnly") == Some(&Value::Bool(read_only)))
-            && (self.management && !excluded() || is_data(record) && keys(record).any(|arn| self.names(arn)))
+    fn selects(&self, record: &Seen<'_>) -> bool {
+        let excluded = || self.excluded_sources.iter().any(|source| *source == record.event_source);
+        self.read_only.is_none_or(|read_only| record.read_only == Some(read_only))
+            && (self.management && !excluded()
+                || record.is_data() && record.arns().any(|arn| self.names(arn)))
     }
 
     fn names(&self, arn: &str) -> bool {
@@ -190,10 +267,10 @@ impl Basic {
 impl Advanced {
     /// A cryptographic operation is an event of both categories; what others
     /// put into the log is of its own.
-    fn selects(&self, record: &Value) -> bool {
-        let categories = match text(record, "/eventCategory") {
+    fn selects(&self, record: &Seen<'_>) -> bool {
+        let categories = match record.event_category.as_ref() {
             ACTIVITY => [Some(ACTIVITY), None],
-            _ => [Some("Management"), is_data(record).then_some("Data")],
+            _ => [Some("Management"), record.is_data().then_some("Data")],
         };
         let all = |category: &str| self.fields.iter().all(|field| field.holds(record, category));
         categories.into_iter().flatten().any(all)
@@ -201,19 +278,21 @@ impl Advanced {
 }
 
 impl FieldSelector {
-    fn holds(&self, record: &Value, category: &str) -> bool {
+    fn holds(&self, record: &Seen<'_>, category: &str) -> bool {
         match self.field.as_str() {
             "eventCategory" => self.passes(category),
-            "readOnly" => self.passes(
-                record.get("readOnly").map_or("", |value| if value == true { "true" } else { "false" }),
-            ),
-            "resources.type" => self.passes_any(resources(record, "type")),
-            "resources.ARN" => self.passes_any(resources(record, "ARN")),
-            "userIdentity.arn" => self.passes(text(record, "/userIdentity/arn")),
-            "eventSource" => self.passes(text(record, "/eventSource")),
-            "eventName" => self.passes(text(record, "/eventName")),
-            "eventType" => self.passes(text(record, "/eventType")),
-            "errorCode" => self.passes(text(record, "/errorCode")),
+            "readOnly" => {
+                self.passes(record.read_only.map_or("", |value| if value { "true" } else { "false" }))
+            }
+            "resources.type" => {
+                self.passes_any(record.resources.iter().map(|resource| resource.kind.as_ref()))
+            }
+            "resources.ARN" => self.passes_any(record.arns()),
+            "userIdentity.arn" => self.passes(&record.user_identity.arn),
+            "eventSource" => self.passes(&record.event_source),
+            "eventName" => self.passes(&record.event_name),
+            "eventType" => self.passes(&record.event_type),
+            "errorCode" => self.passes(&record.error_code),
             // A session that began in the console: there is none here.
             _ => self.passes("false"),
         }
@@ -264,26 +343,9 @@ fn matches(equals: &[String], starts: &[String], ends: &[String], value: &str) -
         || ends.iter().any(|end| value.ends_with(end.as_str()))
 }
 
-fn text<'a>(record: &'a Value, pointer: &str) -> &'a str {
-    record.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn is_data(record: &Value) -> bool {
-    is_cryptographic(text(record, "/eventSource"), text(record, "/eventName"))
-}
-
 /// Whether an operation counts as a data event too.
 pub fn is_cryptographic(source: &str, name: &str) -> bool {
     source == "kms.amazonaws.com" && CRYPTOGRAPHIC.contains(&name)
-}
-
-fn resources<'a>(record: &'a Value, member: &'static str) -> impl Iterator<Item = &'a str> + Clone {
-    let list = record.get("resources").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    list.iter().filter_map(move |resource| resource.get(member)?.as_str())
-}
-
-fn keys(record: &Value) -> impl Iterator<Item = &str> {
-    resources(record, "ARN")
 }
 
 fn refused(why: impl Into<std::borrow::Cow<'static, str>>) -> Result<()> {
@@ -392,30 +454,31 @@ mod tests {
 
     const ARN: &str = "arn:aws:kms:us-east-1:111122223333:key/a";
 
-    fn record(name: &str, source: &str, read_only: bool) -> Value {
-        json!({
+    fn record(name: &str, source: &str, read_only: bool) -> String {
+        let record = json!({
             "eventName": name, "eventSource": source, "readOnly": read_only, "eventType": "AwsApiCall",
             "userIdentity": {"arn": "arn:aws:iam::111122223333:user/alice"},
             "resources": [{"type": KEY_TYPE, "ARN": ARN}],
-        })
+        });
+        record.to_string()
     }
 
-    fn encrypt() -> Value {
+    fn encrypt() -> String {
         record("Encrypt", "kms.amazonaws.com", true)
     }
 
-    fn create() -> Value {
+    fn create() -> String {
         record("CreateKey", "kms.amazonaws.com", false)
     }
 
-    fn start() -> Value {
+    fn start() -> String {
         record("StartLogging", "cloudtrail.amazonaws.com", false)
     }
 
     /// Which of Encrypt, CreateKey and StartLogging are selected.
     fn selected(selectors: &Selectors) -> [bool; 3] {
         selectors.check().unwrap();
-        [encrypt(), create(), start()].map(|record| selectors.select(&record))
+        [encrypt(), create(), start()].map(|record| selectors.select(&Seen::read(&record).unwrap()))
     }
 
     #[test]

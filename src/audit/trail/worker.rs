@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::bucket::Metadata;
 use super::digest::{self, At, Chain, Chains, Digest, Link, LogFile, Window};
 use super::keys;
-use super::log_file::{self, Owner, Scope};
+use super::log_file::{self, Owner, Pending, Range, Scope};
 use super::name::{Place, organization_id};
 use super::rows::{Delivery, Logging, Trail};
 use crate::app::App;
@@ -81,10 +81,11 @@ async fn follow(
     stop: CancellationToken,
 ) -> RowId {
     let mut wait = RETRY_MIN;
+    let mut read = None;
     loop {
         changes.mark_unchanged();
         let next = tokio::select! {
-            next = step(&app, &id) => next,
+            next = step(&app, &id, &mut read) => next,
             () = stop.cancelled() => return id,
         };
         let pause = match next {
@@ -135,9 +136,11 @@ struct Work<'a> {
     delivery: Held<Delivery>,
     now_ms: i64,
     deadline: Instant,
+    /// What the last step read of the log, for the files that it named.
+    read: &'a mut Option<(Pending, Range)>,
 }
 
-async fn step(app: &App, id: &RowId) -> Result<Next> {
+async fn step(app: &App, id: &RowId, read: &mut Option<(Pending, Range)>) -> Result<Next> {
     let deadline = Instant::now() + STEP_TIMEOUT;
     let Some(row) = app.store.row(id).await.map_err(from_store)? else { return Ok(Next::Gone) };
     let trail = app.registry.open(row, deadline).await?;
@@ -148,13 +151,13 @@ async fn step(app: &App, id: &RowId) -> Result<Next> {
         return Ok(Next::At(now_ms + ms(LOOK_INTERVAL)));
     };
     let delivery = app.registry.open(row, deadline).await?;
-    let work = Work { app, trail, delivery, now_ms, deadline };
+    let work = Work { app, trail, delivery, now_ms, deadline, read };
     work.note_backlog();
     work.step().await
 }
 
 impl Work<'_> {
-    async fn step(self) -> Result<Next> {
+    async fn step(mut self) -> Result<Next> {
         let id = self.trail.id.clone();
         if self.delivery.value.pending.is_some() {
             let result = self.write_files().await;
@@ -231,7 +234,7 @@ impl Work<'_> {
 
     /// Takes the events behind the cursor, names their files, and says so in
     /// the row: only then they are written.
-    async fn take_events(&self) -> Result<Next> {
+    async fn take_events(&mut self) -> Result<Next> {
         let due_ms = self.range_due_ms();
         if due_ms > self.now_ms || !self.is_behind() {
             let idle = self.now_ms + ms(self.app.trails.settings.delivery_interval);
@@ -251,26 +254,26 @@ impl Work<'_> {
             let organization = self.organization();
             let named_ms = self.named_ms();
             let pending = log_file::pending(&range, scope, trail, organization.as_deref(), named_ms)?;
-            delivery.pending = Some(pending);
+            delivery.pending = Some(pending.clone());
+            *self.read = Some((pending, range));
         }
         self.keep(&delivery).await?;
         Ok(Next::Again)
     }
 
     /// Writes the files that the row names, and moves the cursor behind them.
-    async fn write_files(&self) -> Result<Next> {
+    async fn write_files(&mut self) -> Result<Next> {
         let mut delivery = self.delivery.value.clone();
         let Some(pending) = delivery.pending.take() else { return Ok(Next::Again) };
         let bucket = self.app.trails.buckets.open(&pending.bucket, pending.kms_key_id.as_deref());
         let bucket = bucket.map_err(undelivered)?;
-        let range = log_file::read(
-            &*self.app.store,
-            &delivery.cursor,
-            Some(&pending.until),
-            &pending.scope,
-            u64::MAX,
-        )
-        .await?;
+        let range = match self.read.take() {
+            Some((named, range)) if named == pending => range,
+            _ => {
+                let (from, until) = (&delivery.cursor, Some(&pending.until));
+                log_file::read(&*self.app.store, from, until, &pending.scope, u64::MAX).await?
+            }
+        };
         for (owner, records) in range.records {
             let key = pending
                 .keys
