@@ -2,6 +2,9 @@
 //! subscriber has them.
 
 use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -58,6 +61,7 @@ pub async fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     for subscribers in [1, 100] {
         followed(bench, subscribers, report).await?;
     }
+    reacted(bench, report).await?;
     for count in &bench.plan.events {
         found(bench, *count, report).await?;
     }
@@ -226,11 +230,78 @@ async fn followed(bench: &Bench, subscribers: usize, report: &mut Report) -> any
         let request = StreamEventsRequest { keys, ..Default::default() };
         streams.push(tokio::spawn(subscribe(endpoint.connect().await?, request, arrivals.clone())));
     }
+    let p99_ms = at_half_load(bench, &daemon.channels, &work, &arrivals, |what, value, unit| {
+        report.figure(SCENARIO, format!("{subscribers} subscribers: {what}"), value, unit);
+    });
+    let p99_ms = p99_ms.await?;
+    report.at_most(format!("{subscribers} subscribers: answer to subscriber, p99 ms"), 50.0, p99_ms);
+    streams.iter().for_each(tokio::task::JoinHandle::abort);
+    drop(daemon.channels);
+    daemon.process.stop()
+}
+
+/// The same of a rule that sends every event to a file.
+async fn reacted(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+    let Some((_, program)) = bench.programs.first() else { return Ok(()) };
+    let instance = bench.instance("rule", program)?;
+    // The first start makes the configuration.
+    instance.start()?.stop()?;
+    let file = instance.dir.with_extension("jsonl");
+    let rule = format!(
+        "\n[rules.all]\ntargets = [\"file\"]\nevent_pattern = '{{\"source\": [\"aws.kms\"]}}'\n\
+         [targets.file]\nfile = '{}'\n",
+        file.display()
+    );
+    OpenOptions::new().append(true).open(instance.configuration())?.write_all(rule.as_bytes())?;
+    let process = instance.start()?;
+    let endpoint = load::endpoint(process.grpc, &instance.pki(), "administrator")?;
+    let channels = load::connect(&endpoint, CALLERS).await?;
+    let channel = channels.first().context("no connection")?;
+    let key = create(channel, KeySpec::SymmetricDefault, KeyUsageType::EncryptDecrypt).await?;
+    let work = Work::one(operations::path("Encrypt")?, &operations::encrypt(key, 32));
+    let arrivals = Arc::new(Arrivals::default());
+    let reader = tokio::spawn(read_lines(file, arrivals.clone()));
+    let p99_ms = at_half_load(bench, &channels, &work, &arrivals, |what, value, unit| {
+        report.figure(SCENARIO, format!("a rule: {what}"), value, unit);
+    });
+    let p99_ms = p99_ms.await?;
+    report.at_most("answer to a rule's target, p99 ms", 100.0, p99_ms);
+    reader.abort();
+    drop(channels);
+    process.stop()
+}
+
+/// Notes the events of a file as they are written.
+async fn read_lines(path: PathBuf, arrivals: Arc<Arrivals>) -> anyhow::Result<()> {
+    const LOOK: Duration = Duration::from_millis(1);
+    let (mut text, mut at) = (String::new(), 0);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Ok(mut file) = std::fs::File::open(&path) else { continue };
+        file.seek(SeekFrom::Start(at))?;
+        at += file.read_to_string(&mut text)? as u64;
+        let came = Instant::now();
+        while let Some(end) = text.find('\n') {
+            arrivals.note(&text[..end], came);
+            text.drain(..=end);
+        }
+    }
+}
+
+/// Calls half as often as can be, until each call's event has come, and tells
+/// how long they took after their answers; the p99 in milliseconds.
+async fn at_half_load(
+    bench: &Bench,
+    channels: &[Channel],
+    work: &Work,
+    arrivals: &Arrivals,
+    mut tell: impl FnMut(&str, f64, &'static str),
+) -> anyhow::Result<f64> {
     let time = bench.plan.turn * 4;
-    load::closed_loop(&daemon.channels, &work, bench.plan.turn / 2).await?;
-    let most = load::closed_loop(&daemon.channels, &work, time).await?.flawless("Encrypt")?;
+    load::closed_loop(channels, work, bench.plan.turn / 2).await?;
+    let most = load::closed_loop(channels, work, time).await?.flawless("Encrypt")?;
     let pause = Duration::from_secs_f64(CALLERS as f64 / (most.rate() / 2.0));
-    let callers = daemon.channels.iter().map(|channel| paced(channel.clone(), &work, pause, time, &arrivals));
+    let callers = channels.iter().map(|channel| paced(channel.clone(), work, pause, time, arrivals));
     futures::future::try_join_all(callers).await?;
     // The last ones may still be under way.
     let waited = Instant::now();
@@ -238,16 +309,12 @@ async fn followed(bench: &Bench, subscribers: usize, report: &mut Report) -> any
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let delays = arrivals.delays()?;
-    anyhow::ensure!(!delays.is_empty(), "no event came to the subscriber");
+    anyhow::ensure!(!delays.is_empty(), "no event came");
     let ms = |quantile| delays.value_at_quantile(quantile) as f64 / 1000.0;
-    let name = |what: &str| format!("{subscribers} subscribers: {what}");
-    report.figure(SCENARIO, name("most calls"), most.rate(), "per second");
-    report.figure(SCENARIO, name("answer to subscriber, p50"), ms(0.5), "ms");
-    report.figure(SCENARIO, name("answer to subscriber, p99"), ms(0.99), "ms");
-    report.at_most(name("answer to subscriber, p99 ms"), 50.0, ms(0.99));
-    streams.iter().for_each(tokio::task::JoinHandle::abort);
-    drop(daemon.channels);
-    daemon.process.stop()
+    tell("most calls", most.rate(), "per second");
+    tell("after the answer, p50", ms(0.5), "ms");
+    tell("after the answer, p99", ms(0.99), "ms");
+    Ok(ms(0.99))
 }
 
 /// When answers and events came, by requestID.
@@ -258,6 +325,14 @@ struct Arrivals {
 }
 
 impl Arrivals {
+    fn note(&self, record: &str, came: Instant) {
+        if let Some((_, rest)) = record.split_once("\"requestID\":\"")
+            && let Some((id, _)) = rest.split_once('"')
+        {
+            self.events.lock().insert(id.to_owned(), came);
+        }
+    }
+
     fn are_complete(&self) -> bool {
         let events = self.events.lock();
         self.answers.lock().keys().all(|id| events.contains_key(id))
@@ -288,12 +363,7 @@ async fn subscribe(
     while let Some(message) = stream.message().await? {
         let came = Instant::now();
         let record = StreamEventsResponse::decode(message)?.event.and_then(|event| event.cloud_trail_event);
-        let record = record.unwrap_or_default();
-        if let Some((_, rest)) = record.split_once("\"requestID\":\"")
-            && let Some((id, _)) = rest.split_once('"')
-        {
-            arrivals.events.lock().insert(id.to_owned(), came);
-        }
+        arrivals.note(&record.unwrap_or_default(), came);
     }
     Ok(())
 }
