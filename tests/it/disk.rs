@@ -19,7 +19,7 @@ const MIN_FREE_BYTES: &str = "2097152";
 const MORE_THAN_ANY_DISK: &str = "4611686018427387904";
 
 /// A small file system, until it is dropped.
-struct Disk(PathBuf);
+pub struct Disk(PathBuf);
 
 impl Disk {
     fn mount(at: PathBuf) -> Result<Disk, String> {
@@ -33,7 +33,7 @@ impl Disk {
     }
 
     /// Takes all the room but `left` bytes.
-    fn fill(&self, left: u64) {
+    pub fn fill(&self, left: u64) {
         let free = rustix::fs::statvfs(&self.0).unwrap();
         let bytes = (free.f_bavail * free.f_frsize).saturating_sub(left);
         match fs::write(self.ballast(), vec![0x5a; bytes as usize]) {
@@ -43,7 +43,7 @@ impl Disk {
         }
     }
 
-    fn empty(&self) {
+    pub fn empty(&self) {
         fs::remove_file(self.ballast()).unwrap();
     }
 
@@ -56,6 +56,18 @@ impl Drop for Disk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
+}
+
+/// An instance whose data are on a disk of their own; none where none can be
+/// mounted. The token stays where there is room: a member of its own would
+/// notice first.
+pub fn on_a_disk() -> Option<(Instance, Disk)> {
+    let mut instance = Instance::new();
+    let disk = Disk::mount(instance.beside("disk"))
+        .inspect_err(|why| eprintln!("skipped: this test needs a tmpfs of its own, and mount says: {why}"))
+        .ok()?;
+    instance.set("STRONGROOM_DATA_DIR", disk.0.join("data").display().to_string());
+    Some((instance, disk))
 }
 
 /// The callers' work that the HSM was asked for, as the metrics tell; it signs
@@ -95,13 +107,7 @@ fn of_request<'a>(events: &'a [Value], id: &str) -> Vec<&'a Value> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_refuses_new_work_before_the_hsm() {
-    let mut instance = Instance::new();
-    // The token stays where there is room: a member of its own would notice first.
-    let disk = match Disk::mount(instance.beside("disk")) {
-        Ok(disk) => disk,
-        Err(why) => return eprintln!("skipped: this test needs a tmpfs of its own, and mount says: {why}"),
-    };
-    instance.set("STRONGROOM_DATA_DIR", disk.0.join("data").display().to_string());
+    let Some((mut instance, disk)) = on_a_disk() else { return };
     instance.set("STRONGROOM_STORE__MIN_FREE_BYTES", MIN_FREE_BYTES);
     let daemon = instance.start().await;
     let client = daemon.client().await;
@@ -130,12 +136,7 @@ async fn a_full_disk_refuses_new_work_before_the_hsm() {
 /// answered has its event all the same, and all of it is there after a kill.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_answered_on_a_disk_that_filled_up_is_true() {
-    let mut instance = Instance::new();
-    let disk = match Disk::mount(instance.beside("disk")) {
-        Ok(disk) => disk,
-        Err(why) => return eprintln!("skipped: this test needs a tmpfs of its own, and mount says: {why}"),
-    };
-    instance.set("STRONGROOM_DATA_DIR", disk.0.join("data").display().to_string());
+    let Some((mut instance, disk)) = on_a_disk() else { return };
     instance.set("STRONGROOM_STORE__MIN_FREE_BYTES", "0");
     instance.set("STRONGROOM_STORE__COMMIT_TIMEOUT_MS", "2000");
     let daemon = instance.start().await;
@@ -210,12 +211,7 @@ const HANGS: &str = "C_GenerateKeyPair hang\n";
 /// A member is started before it is known whether that can be recorded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_whose_addition_cannot_be_recorded_is_let_go() {
-    let mut instance = Instance::new();
-    let disk = match Disk::mount(instance.beside("disk")) {
-        Ok(disk) => disk,
-        Err(why) => return eprintln!("skipped: this test needs a tmpfs of its own, and mount says: {why}"),
-    };
-    instance.set("STRONGROOM_DATA_DIR", disk.0.join("data").display().to_string());
+    let Some((mut instance, disk)) = on_a_disk() else { return };
     instance.set("STRONGROOM_STORE__MIN_FREE_BYTES", "0");
     let hsm = Hsm::of_fixture(&instance, "late", 2).behind_shim();
     let daemon = instance.start().await;

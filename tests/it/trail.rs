@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 use strongroom::proto::cloudtrail;
-use strongroom::proto::kms::KeySpec;
+use strongroom::proto::kms::{KeySpec, ListKeysRequest};
+use tokio::time::sleep;
 
+use crate::disk::{Disk, on_a_disk};
 use crate::support::{Client, Daemon, Instance, eventually, faketime};
 
 const TRAIL: &str = "audit";
@@ -19,7 +22,10 @@ const BUCKET: &str = "bucket";
 
 /// An instance whose buckets are folders, with short hours.
 fn instance() -> Instance {
-    let mut instance = Instance::new();
+    with_folder(Instance::new())
+}
+
+fn with_folder(mut instance: Instance) -> Instance {
     instance.set("STRONGROOM_TRAIL__FOLDER", instance.beside("buckets").display().to_string());
     instance.set("STRONGROOM_TRAIL__DELIVERY_INTERVAL", "200ms");
     instance.set("STRONGROOM_TRAIL__DIGEST_INTERVAL", "1s");
@@ -119,7 +125,10 @@ async fn settled(instance: &Instance, client: &Client) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_event_is_in_one_file_whatever_dies() {
-    let instance = instance();
+    let (instance, disk) = on_a_disk().map_or_else(|| (Instance::new(), None), |(on, disk)| (on, Some(disk)));
+    let mut instance = with_folder(instance);
+    instance.set("STRONGROOM_STORE__MIN_FREE_BYTES", "0");
+    instance.set("STRONGROOM_STORE__COMMIT_TIMEOUT_MS", "2000");
     let mut daemon = instance.start().await;
     make_trail(&daemon.client().await).await;
     for round in 0..4 {
@@ -131,6 +140,9 @@ async fn each_event_is_in_one_file_whatever_dies() {
         }
         if round == 2 {
             outage(&instance, &client).await;
+        }
+        if let (3, Some(disk)) = (round, &disk) {
+            full_disk(disk, &client).await;
         }
         daemon.kill9();
         daemon = instance.start().await;
@@ -169,6 +181,19 @@ async fn outage(instance: &Instance, client: &Client) {
     eventually("GetTrailStatus tells of the failure", failed).await;
     fs::remove_file(&bucket).unwrap();
     fs::rename(&away, &bucket).unwrap();
+}
+
+/// The daemon's own disk is full for a while: it answers nothing, and keeps no
+/// row of what it delivers.
+async fn full_disk(disk: &Disk, client: &Client) {
+    disk.fill(0);
+    let answers = async || client.call(ListKeysRequest::default()).await.is_ok();
+    eventually("no event can be written", async || !answers().await).await;
+    // Meanwhile deliveries are due.
+    sleep(Duration::from_secs(1)).await;
+    disk.empty();
+    eventually("it goes on", answers).await;
+    work(client, 10).await;
 }
 
 /// Each digest begins where the one before it ended, through every outage.

@@ -121,7 +121,7 @@ async fn another_s3_has_each_event_once_and_every_check_finds_what_was_changed()
 
     let key = |path: &Path| path.strip_prefix(bucket(&instance)).unwrap().display().to_string();
     let kept = fs::read(&logs[0]).unwrap();
-    fs::write(&logs[0], &fs::read(logs.last().unwrap()).unwrap()).unwrap();
+    fs::write(&logs[0], fs::read(logs.last().unwrap()).unwrap()).unwrap();
     let (code, report) = clients.verify(&instance);
     assert!(code == Some(1) && report.to_string().contains(&key(&logs[0])), "{report}");
     let (code, said) = clients.validate();
