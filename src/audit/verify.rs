@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::retention;
@@ -16,6 +17,8 @@ use crate::registry::from_store;
 use crate::store::{Base, Effect, Kind, Position, Row, RowId, SignedHead, verify_chain};
 
 const READ_ROWS: u32 = 512;
+/// Rows that are compared with the log in one reading of it: 64 MiB.
+const ROWS_AT_ONCE: usize = 900_000;
 /// How often a row that does not fit is looked at again.
 const LOOKS: usize = 3;
 
@@ -29,14 +32,27 @@ pub async fn verify(app: &App, expected: Option<&str>, deadline: Instant) -> Res
         last = Some(head.clone());
         check_head(app, head)
     };
-    let chain = verify_chain(&*app.store, base.as_ref(), &mut check).await.map_err(from_store)?;
+    let mut said = Said::default();
+    let mut note = |effect: Effect| {
+        said.note(&effect);
+    };
+    let chain = verify_chain(&*app.store, base.as_ref(), &mut check, &mut note).await.map_err(from_store)?;
     let mut findings: Vec<String> = chain.findings.iter().map(ToString::to_string).collect();
     if chain.more_findings > 0 {
         findings.push(format!("{} more findings are not listed", chain.more_findings));
     }
-    let read_to = chain.last.map_or(Position { writer: 1, sequence: 0 }, |(position, _)| position);
-    let mut said = Said { rows: chain.row_effects, read_to, is_whole: findings.is_empty() };
-    let rows = rows(app, &mut said, &mut findings, deadline).await?;
+    said.read_to = chain.last.map_or(Position { writer: 1, sequence: 0 }, |(position, _)| position);
+    said.is_whole = findings.is_empty();
+    let mut rows = 0;
+    loop {
+        rows += check_rows(app, base.as_ref(), &mut said, &mut findings, deadline).await?;
+        let Some(mut next) = said.next() else { break };
+        let mut note = |effect: Effect| {
+            next.note(&effect);
+        };
+        verify_chain(&*app.store, base.as_ref(), &mut |_| Ok(()), &mut note).await.map_err(from_store)?;
+        said = next;
+    }
     if let Some(expected) = expected {
         contains(app, base.as_ref(), expected, &mut findings).await?;
     }
@@ -68,11 +84,17 @@ pub(super) fn check_head(app: &App, head: &SignedHead) -> Result<(), String> {
     }
 }
 
-/// Every row against the log. Others change rows and log meanwhile, so what
-/// does not fit is looked at again with what was logged since.
-async fn rows(app: &App, said: &mut Said, findings: &mut Vec<String>, deadline: Instant) -> Result<usize> {
-    let mut seen = HashSet::new();
+/// Every row of a part against the log. Others change rows and log meanwhile, so
+/// what does not fit is looked at again with what was logged since.
+async fn check_rows(
+    app: &App,
+    base: Option<&Base>,
+    said: &mut Said,
+    findings: &mut Vec<String>,
+    deadline: Instant,
+) -> Result<usize> {
     let mut odd = Vec::new();
+    let mut count = 0;
     for kind in Kind::ALL {
         let mut after = None;
         loop {
@@ -80,18 +102,24 @@ async fn rows(app: &App, said: &mut Said, findings: &mut Vec<String>, deadline: 
             let Some(last) = page.last() else { break };
             after = Some(last.id.clone());
             for row in page {
-                if said.oddity(app, &row.id, Some(&row), deadline).await?.is_some() {
-                    odd.push(row.id.clone());
+                if !said.covers(&row.id) {
+                    continue;
                 }
-                seen.insert(row.id);
+                count += 1;
+                said.see(&row.id);
+                if said.oddity(app, &row.id, Some(&row), deadline).await?.is_some() {
+                    odd.push(row.id);
+                }
             }
         }
     }
-    odd.extend(said.rows.keys().filter(|id| !seen.contains(id)).cloned());
+    odd.extend(said.catch_up(app).await?);
+    odd.extend(said.unseen(app, base).await?);
     for look in 1..=LOOKS {
         said.catch_up(app).await?;
         let mut still = Vec::new();
-        for id in odd {
+        // What became too much meanwhile is of the next part.
+        for id in odd.into_iter().filter(|id| said.covers(id)).collect::<Vec<_>>() {
             let row = app.store.row(&id).await.map_err(from_store)?;
             let Some(oddity) = said.oddity(app, &id, row.as_ref(), deadline).await? else { continue };
             if look == LOOKS {
@@ -104,17 +132,38 @@ async fn rows(app: &App, said: &mut Said, findings: &mut Vec<String>, deadline: 
         }
         odd = still;
     }
-    Ok(seen.len())
+    Ok(count)
 }
 
-/// What the log says of each row: its latest version and its MAC in hex; 0 and
-/// nothing where it was removed.
+/// What the log says of rows, of as many as memory is to hold at once: 64 bytes
+/// each. Which those are is told by the hash of their ids.
 struct Said {
-    rows: HashMap<RowId, (u64, String)>,
+    rows: HashMap<[u8; 16], Latest>,
+    /// The first eight bytes of their hashes are from the first to the second.
+    part: (u64, u64),
+    /// So many are held.
+    most: usize,
     /// The last event that it is from.
     read_to: Position,
     /// Whether nothing was found in the log itself.
     is_whole: bool,
+}
+
+/// What the log said last of a row.
+struct Latest {
+    /// 0 where it was removed.
+    version: u64,
+    mac: [u8; 32],
+    kind: Kind,
+    /// Whether it was among the rows that were read.
+    is_seen: bool,
+}
+
+impl Default for Said {
+    fn default() -> Self {
+        let read_to = Position { writer: 1, sequence: 0 };
+        Said { rows: HashMap::new(), part: (0, u64::MAX), most: ROWS_AT_ONCE, read_to, is_whole: false }
+    }
 }
 
 /// What is wrong with a row.
@@ -124,23 +173,102 @@ struct Oddity {
     contradicts: bool,
 }
 
+/// The key of a row in [`Said`].
+fn hash_of(id: &RowId) -> [u8; 16] {
+    let mut hash = Sha256::new();
+    for field in [id.kind.as_str(), &id.region, &id.account, &id.id] {
+        hash.update(field);
+        hash.update([0]);
+    }
+    let mut short = [0; 16];
+    short.iter_mut().zip(hash.finalize()).for_each(|(to, byte)| *to = byte);
+    short
+}
+
+fn place(hash: &[u8; 16]) -> u64 {
+    (u128::from_be_bytes(*hash) >> 64) as u64
+}
+
 impl Said {
-    /// Reads what was logged since.
-    async fn catch_up(&mut self, app: &App) -> Result<()> {
+    /// The part behind this one; none behind the last.
+    fn next(&self) -> Option<Said> {
+        let from = self.part.1.checked_add(1)?;
+        Some(Said { rows: HashMap::new(), part: (from, u64::MAX), ..*self })
+    }
+
+    fn covers(&self, id: &RowId) -> bool {
+        self.covers_hash(&hash_of(id))
+    }
+
+    fn covers_hash(&self, hash: &[u8; 16]) -> bool {
+        (self.part.0..=self.part.1).contains(&place(hash))
+    }
+
+    /// Takes in what an event says of a row of this part; whether it is one. What
+    /// is too much is left for the next part.
+    fn note(&mut self, effect: &Effect) -> bool {
+        let hash = hash_of(&effect.row);
+        if !self.covers_hash(&hash) {
+            return false;
+        }
+        let mut mac = [0; 32];
+        // Another text than a MAC's fits no row.
+        let _ = hex::decode_to_slice(&effect.mac, &mut mac);
+        let is_seen = self.rows.get(&hash).is_some_and(|latest| latest.is_seen);
+        let latest = Latest { version: effect.version, mac, kind: effect.row.kind, is_seen };
+        self.rows.insert(hash, latest);
+        while self.rows.len() > self.most {
+            self.part.1 = self.part.0 + (self.part.1 - self.part.0) / 2;
+            let (from, to) = self.part;
+            self.rows.retain(|hash, _| (from..=to).contains(&place(hash)));
+        }
+        true
+    }
+
+    fn see(&mut self, id: &RowId) {
+        if let Some(latest) = self.rows.get_mut(&hash_of(id)) {
+            latest.is_seen = true;
+        }
+    }
+
+    /// Reads what was logged since: the rows that it is of.
+    async fn catch_up(&mut self, app: &App) -> Result<Vec<RowId>> {
+        let mut rows = Vec::new();
         loop {
             let events = app.store.events(self.read_to, READ_ROWS).await.map_err(from_store)?;
-            let Some(last) = events.last() else { return Ok(()) };
+            let Some(last) = events.last() else { return Ok(rows) };
             self.read_to = last.position;
             for event in events {
                 // An event whose effects cannot be read is the chain's finding.
                 let effects: Vec<Effect> = serde_json::from_str(&event.effects).unwrap_or_default();
-                self.rows
-                    .extend(effects.into_iter().map(|effect| (effect.row, (effect.version, effect.mac))));
+                for effect in effects {
+                    if self.note(&effect) {
+                        self.see(&effect.row);
+                        rows.push(effect.row);
+                    }
+                }
             }
         }
     }
 
-    /// What does not fit between a row as it is, or is not, and the log.
+    /// The rows that should be there and were not read; the log tells their ids.
+    async fn unseen(&self, app: &App, base: Option<&Base>) -> Result<Vec<RowId>> {
+        let is_unseen = |latest: &Latest| latest.version > 0 && !latest.is_seen && !latest.kind.is_passing();
+        let mut missing: HashSet<[u8; 16]> =
+            self.rows.iter().filter(|(_, latest)| is_unseen(latest)).map(|(hash, _)| *hash).collect();
+        let mut ids = Vec::new();
+        if missing.is_empty() {
+            return Ok(ids);
+        }
+        let mut find = |effect: Effect| {
+            if missing.remove(&hash_of(&effect.row)) {
+                ids.push(effect.row);
+            }
+        };
+        verify_chain(&*app.store, base, &mut |_| Ok(()), &mut find).await.map_err(from_store)?;
+        Ok(ids)
+    }
+
     async fn oddity(
         &self,
         app: &App,
@@ -148,9 +276,9 @@ impl Said {
         row: Option<&Row>,
         deadline: Instant,
     ) -> Result<Option<Oddity>> {
-        let said = self.rows.get(id);
+        let said = self.rows.get(&hash_of(id));
         let Some(row) = row else {
-            let missing = said.is_some_and(|(version, _)| *version > 0) && !id.kind.is_passing();
+            let missing = said.is_some_and(|latest| latest.version > 0) && !id.kind.is_passing();
             return Ok(missing.then(|| Oddity {
                 text: format!("row {id} is missing: the log does not say that it was removed"),
                 contradicts: false,
@@ -162,12 +290,14 @@ impl Said {
         }
         let contradiction = |text| Some(Oddity { text, contradicts: true });
         Ok(match said {
-            Some((0, _)) => contradiction(format!("row {id} was removed, and is there again")),
-            Some((version, _)) if row.version < *version => contradiction(format!(
+            Some(Latest { version: 0, .. }) => {
+                contradiction(format!("row {id} was removed, and is there again"))
+            }
+            Some(Latest { version, .. }) if row.version < *version => contradiction(format!(
                 "row {id} is version {}, the log speaks of {version}: an older version was put back",
                 row.version
             )),
-            Some((version, mac)) if row.version == *version && hex::encode(&row.mac) != *mac => {
+            Some(Latest { version, mac, .. }) if row.version == *version && row.mac != *mac => {
                 contradiction(format!("row {id} is not the one that the log speaks of"))
             }
             Some(_) => None,
@@ -213,4 +343,43 @@ fn pem(der: &[u8]) -> String {
     let lines: Vec<&str> =
         text.as_bytes().chunks(LINE).filter_map(|line| std::str::from_utf8(line).ok()).collect();
     format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_row_is_in_one_part_whatever_memory_holds() {
+        let effect = |number: u64| Effect {
+            row: RowId {
+                kind: Kind::Key,
+                region: "us-east-1".into(),
+                account: "111122223333".into(),
+                id: number.to_string(),
+            },
+            version: number,
+            mac: hex::encode([7; 32]),
+        };
+        let mut seen = HashMap::new();
+        let mut said = Said { most: 16, ..Said::default() };
+        let mut parts = 0;
+        loop {
+            for number in 1..=200 {
+                said.note(&effect(number));
+                assert!(said.rows.len() <= 16);
+            }
+            for number in (1..=200).filter(|number| said.covers(&effect(*number).row)) {
+                *seen.entry(number).or_insert(0) += 1;
+                let latest = said.rows.get(&hash_of(&effect(number).row));
+                assert!(latest.is_some_and(|latest| latest.version == number && latest.mac == [7; 32]));
+            }
+            parts += 1;
+            let Some(next) = said.next() else { break };
+            said = next;
+        }
+        assert!(parts > 200 / 16, "{parts}");
+        assert_eq!(seen.len(), 200);
+        assert!(seen.values().all(|times| *times == 1));
+    }
 }

@@ -1,8 +1,6 @@
 //! Whether the event log is what was written: the hash chain, its gaps, and
 //! the signed heads.
 
-use std::collections::HashMap;
-
 use sha2::{Digest as _, Sha256};
 
 use super::{Effect, GENESIS_HASH, Position, RowId, SignedHead, Store, StoreError, StoredEvent, Writer};
@@ -105,37 +103,32 @@ pub struct ChainReport {
     pub more_findings: u64,
     /// The last event and its hash, of the newest writer that has any.
     pub last: Option<(Position, [u8; 32])>,
-    /// What the log says of each row: its latest version and its MAC in hex; 0
-    /// and nothing where it was removed. About 250 bytes for each row that
-    /// ever was.
-    pub row_effects: HashMap<RowId, (u64, String)>,
 }
 
 /// Reads the whole log, of all writers, from its base up to where it ends at the
 /// call.
 ///
 /// `check_head` is shown each signed head and says why its signature is not
-/// good. MACs of rows are the caller's to compare with
-/// [`ChainReport::row_effects`].
+/// good. `each` is shown what the log says of rows, the oldest first: MACs are
+/// the caller's to compare.
 pub async fn verify_chain(
     store: &dyn Store,
     base: Option<&Base>,
     check_head: &mut (dyn FnMut(&SignedHead) -> Result<(), String> + Send),
+    each: &mut (dyn FnMut(Effect) + Send),
 ) -> Result<ChainReport, StoreError> {
     let mut report = ChainReport::default();
-    if let Some(base) = base {
-        let known = &mut report.row_effects;
-        let mut keep = |said: Effect| drop(known.insert(said.row, (said.version, said.mac)));
-        if explained(store, base.position, &mut keep).await? != base.explained {
-            report.note(Finding::Explained);
-        }
+    if let Some(base) = base
+        && explained(store, base.position, each).await? != base.explained
+    {
+        report.note(Finding::Explained);
     }
     // Before the writers are read, so that the end is one that they all had.
     let end = *store.end().borrow();
     let first = base.map_or(0, |base| base.position.writer);
     for writer in store.writers().await?.into_iter().filter(|writer| writer.id >= first) {
         let base = base.filter(|base| base.position.writer == writer.id);
-        verify_events(store, writer, base, end, &mut report).await?;
+        verify_events(store, writer, base, end, &mut report, each).await?;
         verify_heads(store, writer, base, check_head, &mut report).await?;
     }
     Ok(report)
@@ -174,6 +167,7 @@ async fn verify_events(
     base: Option<&Base>,
     end: Position,
     report: &mut ChainReport,
+    each: &mut (dyn FnMut(Effect) + Send),
 ) -> Result<(), StoreError> {
     let beginning = Position { writer: writer.id, sequence: 0 };
     let mut at = base.map_or(beginning, |base| base.position);
@@ -196,7 +190,7 @@ async fn verify_events(
         let events = store.events(at, BATCH).await?;
         let Some(last) = events.last().map(|event| event.position) else { break };
         for event in &events {
-            previous = Some(report.note_event(event, at.sequence, previous));
+            previous = Some(report.note_event(event, at.sequence, previous, each));
             at = event.position;
         }
         if last.writer == end.writer && last.sequence >= end.sequence {
@@ -249,7 +243,13 @@ impl ChainReport {
     }
 
     /// Takes one event in; the hash behind which the next one stands.
-    fn note_event(&mut self, event: &StoredEvent, after: u64, previous: Option<[u8; 32]>) -> [u8; 32] {
+    fn note_event(
+        &mut self,
+        event: &StoredEvent,
+        after: u64,
+        previous: Option<[u8; 32]>,
+        each: &mut dyn FnMut(Effect),
+    ) -> [u8; 32] {
         let position = event.position;
         let gap = position.sequence != after + 1;
         if gap {
@@ -262,10 +262,7 @@ impl ChainReport {
             self.note(Finding::Changed { position, id: event.id.clone() });
         }
         match serde_json::from_str::<Vec<super::Effect>>(&event.effects) {
-            Ok(effects) => {
-                let latest = effects.into_iter().map(|effect| (effect.row, (effect.version, effect.mac)));
-                self.row_effects.extend(latest);
-            }
+            Ok(effects) => effects.into_iter().for_each(each),
             Err(_) => self.note(Finding::Effects { position }),
         }
         self.events += 1;
