@@ -138,6 +138,10 @@ impl Grown {
         let seconds = process.start_up.as_secs_f64();
         report.figure(SCENARIO, format!("{name}: start"), seconds, "s");
         report.figure(SCENARIO, format!("{name}: memory after the start"), process.resident_mib()?, "MiB");
+        // It reads all of the log once, in the background.
+        let check = process.says("were checked, and nothing was found")?.as_secs_f64();
+        report.figure(SCENARIO, format!("{name}: the check after the start"), check, "s");
+        report.figure(SCENARIO, format!("{name}: memory after the check"), process.resident_mib()?, "MiB");
         report.at_most(format!("{name}: start, seconds"), 2.0, seconds);
         let endpoint = load::endpoint(process.grpc, &instance.pki(), "administrator")?;
         let channels = load::connect(&endpoint, CLIENTS).await?;

@@ -19,6 +19,7 @@ pub struct Process {
     pub grpc: SocketAddr,
     /// From its start to its "ready".
     pub start_up: Duration,
+    log: PathBuf,
 }
 
 impl Process {
@@ -47,7 +48,19 @@ impl Process {
         let start_up = began.elapsed();
         let (_, rest) = line.split_once("https://").context("no address")?;
         let grpc = rest.split([',', ' ']).next().context("no address")?.parse()?;
-        Ok(Process { child, grpc, start_up })
+        Ok(Process { child, grpc, start_up, log: log.to_owned() })
+    }
+
+    /// Waits until its log says something; how long that took from now.
+    pub fn says(&self, text: &str) -> anyhow::Result<Duration> {
+        const LOOK: Duration = Duration::from_millis(100);
+        const LONGEST: Duration = Duration::from_secs(3600);
+        let began = Instant::now();
+        while !fs::read_to_string(&self.log)?.contains(text) {
+            anyhow::ensure!(began.elapsed() < LONGEST, "{} never says {text}", self.log.display());
+            std::thread::sleep(LOOK);
+        }
+        Ok(began.elapsed())
     }
 
     /// Processor time of all its threads so far, microseconds.

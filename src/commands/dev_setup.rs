@@ -220,14 +220,18 @@ fn claim(dir: &Path) -> anyhow::Result<PathBuf> {
     let context = || format!("{} cannot be used", dir.display());
     DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(context)?;
     let dir = fs::canonicalize(dir).with_context(context)?;
-    if !dir.join(MARKER).exists() {
-        if fs::read_dir(&dir).with_context(context)?.next().is_some() {
+    let marker = dir.join(MARKER);
+    if !marker.exists() {
+        // A first start that was killed while it wrote the marker left half of it.
+        let is_half = |path: &Path| path == unfinished_file(&marker);
+        let mut entries = fs::read_dir(&dir).with_context(context)?;
+        if entries.any(|entry| entry.map_or(true, |entry| !is_half(&entry.path()))) {
             bail!(
                 "{} is not empty and was not made by `strongroom dev`; give another with --dir",
                 dir.display()
             );
         }
-        replace(&dir.join(MARKER), b"This folder was made by `strongroom dev`.\n", 0o600)?;
+        replace(&marker, b"This folder was made by `strongroom dev`.\n", 0o600)?;
     }
     Ok(dir)
 }
@@ -434,15 +438,20 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 /// Writes a file so that its name always means a whole one.
 pub(super) fn replace(path: &Path, contents: &[u8], mode: u32) -> anyhow::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
+    let new = unfinished_file(path);
     if new.exists() {
         fs::remove_file(&new)?;
     }
     pki::write_new(&new, contents, mode)?;
     fs::rename(&new, path).with_context(|| path.display().to_string())?;
     sync_parent(path)
+}
+
+/// What a file is called until it is complete.
+fn unfinished_file(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
 }
 
 pub(super) fn sync_parent(path: &Path) -> anyhow::Result<()> {

@@ -43,8 +43,13 @@ pub async fn check(app: &App, stop: CancellationToken) {
 }
 
 async fn check_once(app: &App) -> Result<()> {
-    let findings = verify(app, None, Instant::now() + TIMEOUT).await?.findings;
+    let began = Instant::now();
+    let report = verify(app, None, began + TIMEOUT).await?;
+    let findings = report.findings;
     if findings.is_empty() {
+        let (events, rows) = (report.events.unwrap_or_default(), report.rows.unwrap_or_default());
+        let seconds = began.elapsed().as_secs();
+        tracing::info!(events, rows, seconds, "the log and its rows were checked, and nothing was found");
         return Ok(());
     }
     tracing::error!(

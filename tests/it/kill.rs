@@ -2,6 +2,7 @@
 //! half done is left.
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -307,4 +308,22 @@ async fn a_first_start_that_was_killed_is_repeated() {
         assert_eq!(instance.token().ids(), instance.database().await.token_ids().await);
         assert_eq!(client.findings().await, Vec::<String>::new());
     }
+}
+
+/// A kill while the folder is marked as ours, which a slow disk makes likely.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_start_that_was_killed_before_all_else_is_repeated() {
+    let instance = Instance::new();
+    fs::create_dir(instance.dir()).unwrap();
+    fs::write(instance.path(".strongroom-dev.new"), "This fol").unwrap();
+    instance.start().await.terminate().await;
+
+    // What is not ours is left alone.
+    let other = Instance::new();
+    fs::create_dir(other.dir()).unwrap();
+    fs::write(other.path("letter.txt"), "Dear").unwrap();
+    let mut daemon = other.spawn();
+    assert_eq!(daemon.ended().await.code(), Some(1));
+    assert!(daemon.log().contains("is not empty and was not made by"), "{}", daemon.log());
+    assert_eq!(fs::read_dir(other.dir()).unwrap().count(), 1);
 }
