@@ -281,10 +281,9 @@ async fn read_lines(path: PathBuf, arrivals: Arc<Arrivals>) -> anyhow::Result<()
         file.seek(SeekFrom::Start(at))?;
         at += file.read_to_string(&mut text)? as u64;
         let came = Instant::now();
-        while let Some(end) = text.find('\n') {
-            arrivals.note(&text[..end], came);
-            text.drain(..=end);
-        }
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        text[..whole].lines().for_each(|line| arrivals.note(line, came));
+        text.drain(..whole);
     }
 }
 
