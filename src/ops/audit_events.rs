@@ -178,10 +178,9 @@ fn event(call: &Call, channel: &Channel, entry: &cloudtrail::AuditEvent) -> Resu
         return Err(invalid(format!("{wrong} is not a text.")));
     }
     if let Some(members) = record.as_object_mut() {
-        let taken = TEXTS
-            .iter()
-            .chain(&TAKEN)
-            .filter_map(|name| Some(((*name).to_owned(), given.get(*name)?.clone())));
+        // Null is as good as nothing: a text that is null is none.
+        let value = |name: &str| given.get(name).filter(|value| !value.is_null()).cloned();
+        let taken = TEXTS.iter().chain(&TAKEN).filter_map(|name| Some(((*name).to_owned(), value(name)?)));
         members.extend(taken);
     }
     let record = record.to_string();

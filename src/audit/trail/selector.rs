@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Exception, Result};
 
@@ -152,7 +152,7 @@ pub struct Seen<'a> {
     event_name: Cow<'a, str>,
     #[serde(borrow)]
     event_type: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(deserialize_with = "text_or_none")]
     error_code: Cow<'a, str>,
     read_only: Option<bool>,
     /// Whose record it is.
@@ -218,6 +218,13 @@ impl<'a> Seen<'a> {
     fn arns(&self) -> impl Iterator<Item = &str> + Clone {
         self.resources.iter().map(|resource| resource.arn.as_ref())
     }
+}
+
+/// PutAuditEvents once took an errorCode that is no text: such an event is
+/// delivered, and does not hold up those behind it.
+fn text_or_none<'a, 'de, D: Deserializer<'de>>(from: D) -> Result<Cow<'a, str>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(value.as_str().unwrap_or_default().to_owned().into())
 }
 
 /// Whether an Insights record is to be delivered.
@@ -536,6 +543,17 @@ mod tests {
             ..FieldSelector::default()
         };
         assert_eq!(selected(&advanced([data(), vec![other]].concat())), [false; 3]);
+    }
+
+    #[test]
+    fn an_error_code_that_is_no_text_is_none() {
+        for record in [r#"{"errorCode":null}"#, r#"{"errorCode":5}"#, r#"{"errorCode":{"a":[1]}}"#] {
+            assert!(Selectors::default().select(&Seen::read(record).unwrap()), "{record}");
+        }
+        let denied =
+            advanced(vec![field("eventCategory", &["Management"]), field("errorCode", &["AccessDenied"])]);
+        assert!(denied.select(&Seen::read(r#"{"errorCode":"AccessDenied"}"#).unwrap()));
+        assert!(!denied.select(&Seen::read(r#"{"errorCode":5}"#).unwrap()));
     }
 
     #[test]
