@@ -161,6 +161,24 @@ const NAMES: &[&str] = &[
     "C_WaitForSlotEvent",
 ];
 
+/// What rules are made of besides the functions' names.
+const WORDS: [&str; 14] = [
+    "*",
+    "rv",
+    "after",
+    "times",
+    "delay_ms",
+    "hang",
+    "lost",
+    "log",
+    "sessions_max",
+    "pin_tries_max",
+    "gcm_iv",
+    "drop",
+    "corrupt",
+    "gcm_bytes_max",
+];
+
 static LIST: List = List(std::cell::UnsafeCell::new(CK_FUNCTION_LIST {
     version: CK_VERSION { major: 2, minor: 40 },
     C_Initialize: Some(initialize),
@@ -281,6 +299,10 @@ impl Rule {
 fn rules() -> Vec<String> {
     let file = RULES.lock().unwrap().clone();
     let text = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+    for word in text.split_whitespace() {
+        let name = word.split('=').next().unwrap();
+        assert!(NAMES.contains(&name) || WORDS.contains(&name), "no rule has {word}");
+    }
     text.lines().map(str::to_owned).collect()
 }
 

@@ -14,6 +14,7 @@ mod care;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use secrecy::SecretString;
@@ -46,7 +47,7 @@ pub(crate) struct Member {
     meters: Meters,
     state: watch::Sender<State>,
     news: Arc<watch::Sender<Vec<MemberHealth>>>,
-    /// The keys that it must have before it serves beside others.
+    /// The keys that it must have.
     residents: Option<Arc<dyn Residents>>,
     workers: Crew,
     lane: Crew,
@@ -63,6 +64,8 @@ pub(crate) struct Member {
     maintenance: AtomicBool,
     /// A call got no answer in time, and none has got one since.
     slow: AtomicBool,
+    /// From when on keys that it may lack can be brought to it.
+    lacks: Mutex<Option<Instant>>,
     /// Why the last try to attach failed.
     cause: Mutex<Option<Cause>>,
     /// Calls that are under way on it.
@@ -147,6 +150,7 @@ impl Member {
             pin_name,
             maintenance: AtomicBool::new(false),
             slow: AtomicBool::new(false),
+            lacks: Mutex::default(),
             token,
             uri,
             module,

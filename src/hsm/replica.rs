@@ -200,22 +200,24 @@ impl Cluster {
         let key = KeyRef { id, material, usage, home: Home::Resident { blob: Some(blob.into()) } };
         let (members, required) = (self.attached(), self.required_copies());
         let (copies, failed) = self.install_on_all(&members, &key, &proof, required, deadline).await;
-        if copies >= required {
+        if copies.len() >= required {
+            let has_it = |member: &&Arc<Member>| copies.iter().any(|copy| Arc::ptr_eq(copy, member));
+            self.all().iter().filter(|member| !has_it(member)).for_each(|member| member.lacks_a_key());
             return Ok(Made { key, public_key });
         }
         if let Err(error) = self.destroy(&key, deadline).await {
             tracing::warn!(key = %id, "copies of a key that was not made may be left: {error}");
         }
         Err(HsmError::Unavailable(format!(
-            "a key must be on {required} members before it is used, and came to {copies} of {}: {}",
+            "a key must be on {required} members before it is used, and came to {} of {}: {}",
+            copies.len(),
             self.all().len(),
             failed.join("; ")
         )))
     }
 
-    /// Brings a key to members: on how many it is, and why not on others. Once
-    /// enough have it, one that is known not to answer in time is not waited for:
-    /// it gets the key when it is asked for it.
+    /// Brings a key to members: on which it is, and why not on others. Once
+    /// enough have it, one that is known not to answer in time is not waited for.
     async fn install_on_all(
         &self,
         members: &[Arc<Member>],
@@ -223,25 +225,25 @@ impl Cluster {
         proof: &Proof,
         required: usize,
         deadline: Instant,
-    ) -> (usize, Vec<String>) {
+    ) -> (Vec<Arc<Member>>, Vec<String>) {
         let install = |member: &Arc<Member>| {
             let member = member.clone();
             async move { (install_on(&member, key, Some(proof), deadline).await, member) }
         };
         let mut installs: FuturesUnordered<_> = members.iter().map(install).collect();
         let mut waited_for: Vec<&Arc<Member>> = members.iter().collect();
-        let (mut copies, mut failed, mut until) = (0, Vec::new(), deadline);
+        let (mut copies, mut failed, mut until) = (Vec::new(), Vec::new(), deadline);
         let slice = Duration::from_millis(self.failover_timeout_ms());
-        while copies < required || !waited_for.iter().all(|member| member.is_slow()) {
+        while copies.len() < required || !waited_for.iter().all(|member| member.is_slow()) {
             let next = tokio::time::timeout_at(until.min(Instant::now() + slice), installs.next());
             match next.await {
                 Ok(Some((result, member))) => {
                     waited_for.retain(|other| !Arc::ptr_eq(other, &member));
                     match result {
-                        Ok(()) => copies += 1,
+                        Ok(()) => copies.push(member),
                         Err(error) => failed.push(format!("{}: {error}", member.uri())),
                     }
-                    if copies == required {
+                    if copies.len() == required {
                         until = until.min(Instant::now() + self.patience(Function::Install));
                     }
                 }

@@ -1,15 +1,17 @@
 //! A member that comes to others which serve gets the resident keys that it
 //! lacks before it does: those made while it was away, and those that somebody
-//! deleted on it.
+//! deleted on it. One that serves gets those that it was not waited for beside
+//! its work.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
 use super::member::Member;
 use super::replica::{destroy_on, install_on, list_on};
-use super::{BackingId, Expected, HsmError, MemberState};
+use super::{BackingId, Expected, HsmError};
 
 /// The resident keys of a cluster, as the store knows them.
 pub trait Residents: Send + Sync {
@@ -21,29 +23,43 @@ pub trait Residents: Send + Sync {
     fn one(&self, id: BackingId) -> BoxFuture<'_, Result<Option<Expected>, String>>;
 }
 
+/// How long after keys could not be brought they are tried again.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// Keys in a row that a member does not take before the others are left for later.
+const FAILED_MAX: u64 = 3;
+
 impl Member {
-    /// Brings it what it lacks. What cannot be brought now it gets when it is
-    /// asked for it; that keeps it from nothing.
-    pub(super) async fn synchronize(self: &Arc<Self>, residents: &dyn Residents) {
+    /// Brings it what it lacks, while it has this attachment. What cannot be
+    /// brought now it gets later, or when it is asked for it; that keeps it from
+    /// nothing.
+    pub(super) async fn synchronize(self: &Arc<Self>, residents: &dyn Residents, epoch: u64) {
         let missing = match self.missing(residents).await {
             Ok(missing) => missing,
             Err(reason) => {
-                tracing::warn!(member = self.uri(), reason, "it serves without having been synchronized");
+                tracing::warn!(member = self.uri(), reason, "it is not synchronized now");
+                self.lacks_keys(RETRY);
                 return;
             }
         };
-        let (mut brought, mut failed) = (0_u64, 0_u64);
+        let (mut brought, mut failed, mut in_a_row) = (0_u64, 0_u64, 0_u64);
         for id in missing {
-            if self.state() != MemberState::Synchronizing {
+            if !self.is_attached(epoch) {
                 return;
             }
             match self.bring(residents, id).await {
-                Ok(is_key) => brought += u64::from(is_key),
+                Ok(is_key) => (brought, in_a_row) = (brought + u64::from(is_key), 0),
                 Err(reason) => {
                     tracing::warn!(member = self.uri(), key = %id, reason, "a key is not brought now");
-                    failed += 1;
+                    (failed, in_a_row) = (failed + 1, in_a_row + 1);
+                    if in_a_row == FAILED_MAX {
+                        break;
+                    }
                 }
             }
+        }
+        if failed > 0 {
+            self.lacks_keys(RETRY);
         }
         for (result, count) in [("ok", brought), ("failed", failed)] {
             metrics::counter!("strongroom_hsm_synchronized_keys_total",

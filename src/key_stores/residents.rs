@@ -36,27 +36,27 @@ pub async fn resident_rows(app: &App, key_store: Option<&str>) -> Result<BTreeMa
         let key: Option<Key> = serde_json::from_str(&row.body).ok();
         key.is_some_and(|key| key.custom_key_store_id.as_deref() == key_store) && is_here(row)
     };
-    let keys: HashSet<String> =
-        all_rows(app, Kind::Key).await?.into_iter().filter(is_in).map(|row| row.id.id).collect();
+    let keys = rows(app, Kind::Key, is_in).await?;
+    let keys: HashSet<String> = keys.into_iter().map(|row| row.id.id).collect();
     let is_resident = |row: &Row| {
         let backing: Option<BackingKey> = serde_json::from_str(&row.body).ok();
         backing.is_some_and(|backing| backing.home.is_resident() && keys.contains(&backing.key_id))
     };
-    let rows = all_rows(app, Kind::BackingKey).await?;
-    Ok(rows.into_iter().filter(is_resident).map(|row| (row.id.id.clone(), row)).collect())
+    let rows = rows(app, Kind::BackingKey, is_resident).await?;
+    Ok(rows.into_iter().map(|row| (row.id.id.clone(), row)).collect())
 }
 
-/// Every row of a kind.
+/// The rows of a kind that are wanted: no others are held.
 ///
 /// # Errors
 /// Where the store does not answer.
-pub async fn all_rows(app: &App, kind: Kind) -> Result<Vec<Row>> {
-    let (mut all, mut after): (Vec<Row>, _) = (Vec::new(), None);
+pub async fn rows(app: &App, kind: Kind, is_wanted: impl Fn(&Row) -> bool) -> Result<Vec<Row>> {
+    let (mut wanted, mut after) = (Vec::new(), None);
     loop {
         let page = app.store.all_rows(kind, after.as_ref(), ROWS_PAGE).await.map_err(from_store)?;
-        let Some(last) = page.last() else { return Ok(all) };
+        let Some(last) = page.last() else { return Ok(wanted) };
         after = Some(last.id.clone());
-        all.extend(page);
+        wanted.extend(page.into_iter().filter(&is_wanted));
     }
 }
 

@@ -110,18 +110,22 @@ async fn orphans(
     expected: &BTreeMap<String, Row>,
     repair: bool,
 ) -> Result<Vec<hsm::KeyFinding>> {
+    let mut strangers: BTreeMap<String, BackingId> =
+        present.into_iter().map(|id| (id.to_string(), id)).collect();
+    strangers.retain(|name, _| !expected.contains_key(name));
+    let names = |row: &Row, name: &str| row.id.id == name || row.body.contains(name);
     // Every kind of row that may name an object: what one names is no orphan.
-    let mut known = Vec::new();
     for kind in [Kind::BackingKey, Kind::Intent, Kind::DigestKey, Kind::System] {
-        known.extend(residents::all_rows(&call.app, kind).await?);
+        if strangers.is_empty() {
+            break;
+        }
+        let is_wanted = |row: &Row| strangers.keys().any(|name| names(row, name));
+        for row in residents::rows(&call.app, kind, is_wanted).await? {
+            strangers.retain(|name, _| !names(&row, name));
+        }
     }
     let mut findings = Vec::new();
-    for id in present {
-        let name = id.to_string();
-        let is_known = |row: &Row| row.id.id == name || row.body.contains(&name);
-        if expected.contains_key(&name) || known.iter().any(is_known) {
-            continue;
-        }
+    for id in strangers.into_values() {
         let repaired = match repair {
             true => Some(cluster.remove_orphan(uri, id, call.deadline).await),
             false => None,

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::calls::session;
@@ -35,10 +36,16 @@ impl Member {
     /// hang, and initialises the module again.
     pub(crate) async fn supervise(self: Arc<Self>, stop: CancellationToken) {
         let interval = Duration::from_millis(self.settings.probe_interval_ms.max(1));
+        // Beside the rounds, which see whether it answers meanwhile.
+        let mut synchronizing = JoinSet::new();
         while !stop.is_cancelled() {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.round() => {}
+            }
+            while synchronizing.try_join_next().is_some() {}
+            if synchronizing.is_empty() && self.is_to_synchronize() {
+                synchronizing.spawn(self.clone().become_whole());
             }
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -183,7 +190,7 @@ impl Member {
         let result = result.unwrap_or_else(|error| Err(NotAttached::Away(error.to_string())));
         *self.cause.lock() = result.as_ref().err().map(NotAttached::cause);
         let new = match result {
-            Ok(attachment) => return self.enter(attachment).await,
+            Ok(attachment) => return self.enter(attachment),
             Err(NotAttached::Absent(reason) | NotAttached::Away(reason)) => State::Lost(reason),
             Err(NotAttached::Foreign(reason) | NotAttached::Pin(_, reason)) => State::Refused(reason),
         };
@@ -193,22 +200,66 @@ impl Member {
     }
 
     /// Goes to work; while others do it, only with all the keys that it must have.
-    async fn enter(self: &Arc<Self>, attachment: Arc<Attachment>) {
-        if let Some(residents) = &self.residents
-            && self.others_serve()
-        {
-            let old = self.change(None, State::Synchronizing(attachment.clone()));
-            self.let_go(old);
-            self.synchronize(&**residents).await;
-            // It may have been lost on the way.
-            if self.change(Some(attachment.epoch), State::Serving(attachment.clone())).is_none() {
-                return;
-            }
-        } else {
-            let old = self.change(None, State::Serving(attachment.clone()));
-            self.let_go(old);
+    fn enter(&self, attachment: Arc<Attachment>) {
+        let epoch = attachment.epoch;
+        let waits = self.residents.is_some() && self.others_serve();
+        let new = match waits {
+            true => State::Synchronizing(attachment),
+            false => State::Serving(attachment),
+        };
+        let old = self.change(None, new);
+        self.let_go(old);
+        if !waits {
+            // Who could bring it now what it lacks may only be coming.
+            self.lacks_keys(Duration::ZERO);
+            tracing::info!(member = self.uri, epoch, "member serves");
         }
-        tracing::info!(member = self.uri, epoch = attachment.epoch, "member serves");
+    }
+
+    /// Synchronizes it, and has it serve if it waited for that.
+    async fn become_whole(self: Arc<Self>) {
+        let attachment = self.state.borrow().attachment().cloned();
+        let (Some(attachment), Some(residents)) = (attachment, &self.residents) else { return };
+        let epoch = attachment.epoch;
+        *self.lacks.lock() = None;
+        self.synchronize(&**residents, epoch).await;
+        if self.state() == MemberState::Synchronizing
+            && self.change(Some(epoch), State::Serving(attachment)).is_some()
+        {
+            tracing::info!(member = self.uri, epoch, "member serves");
+        }
+        // It may have been attached again meanwhile.
+        self.kick.notify_one();
+    }
+
+    /// A key was made and is not known to be on it. It is brought when the store
+    /// has the key for certain, if nobody asks for it before.
+    pub(in crate::hsm) fn lacks_a_key(&self) {
+        self.lacks_keys(Duration::from_millis(self.settings.call_timeout_ms));
+    }
+
+    /// It may lack keys, which can be brought after `wait`.
+    pub(in crate::hsm) fn lacks_keys(&self, wait: Duration) {
+        let then = Instant::now() + wait;
+        let mut lacks = self.lacks.lock();
+        *lacks = Some(lacks.map_or(then, |earlier| earlier.min(then)));
+    }
+
+    /// Whether it has this attachment still.
+    pub(in crate::hsm) fn is_attached(&self, epoch: u64) -> bool {
+        self.state.borrow().attachment().is_some_and(|attachment| attachment.epoch == epoch)
+    }
+
+    /// Whether it is to be synchronized now.
+    fn is_to_synchronize(&self) -> bool {
+        match self.state() {
+            MemberState::Synchronizing => true,
+            MemberState::Serving => {
+                let is_due = self.lacks.lock().is_some_and(|then| then <= Instant::now());
+                is_due && self.residents.is_some() && !self.is_slow()
+            }
+            _ => false,
+        }
     }
 
     fn others_serve(&self) -> bool {

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::key_stores::house::key_in;
-use crate::support::{Client, Daemon, Dice, LONG, Refusal, create, decrypt, encrypt, sign};
+use crate::support::{Client, Daemon, Dice, LONG, Refusal, create, decrypt, encrypt, rounds, sign};
 
 pub const CLIENTS: u64 = 32;
 const CONNECTIONS: usize = 4;
@@ -24,6 +24,8 @@ const WINDOW: Duration = Duration::from_millis(500);
 const RECOVERY_MAX: Duration = Duration::from_secs(20);
 /// One in so many requests makes a key.
 const REQUESTS_PER_KEY: usize = 200;
+/// Keys made in a round: what a replaced HSM gets all at once.
+const KEYS_MAX: usize = 150;
 
 /// What the clients use.
 pub struct Keys {
@@ -77,6 +79,9 @@ struct Counts {
     wrong: AtomicU64,
     late: AtomicU64,
     stop: AtomicBool,
+    /// Makes keys one after another: an HSM whose token is on a slow disk makes
+    /// few, and all clients would soon wait for that alone.
+    maker: tokio::sync::Mutex<()>,
     made: Mutex<Vec<(String, KeySpec)>>,
 }
 
@@ -182,7 +187,10 @@ async fn request(
             client.ask_within($request, DEADLINE).await?.message
         };
     }
-    if dice.roll(REQUESTS_PER_KEY) == 0 {
+    if dice.roll(REQUESTS_PER_KEY) == 0
+        && counts.made.lock().len() < KEYS_MAX * rounds(1) as usize
+        && let Ok(_alone) = counts.maker.try_lock()
+    {
         let spec = [KeySpec::SymmetricDefault, KeySpec::EccNistP256][dice.roll(2)];
         let made = ask!(new_key(store, spec)).key_metadata.unwrap().key_id.unwrap();
         counts.made.lock().push((made, spec));

@@ -6,7 +6,8 @@ use std::process::{Command, Output};
 
 use strongroom::hsm::softhsm;
 use strongroom::proto::hsm::{
-    ClusterMember, CreateClusterRequest, DescribeClustersRequest, InitializeClusterRequest, MemberState,
+    CheckMemberRequest, ClusterMember, CreateClusterRequest, DescribeClustersRequest, FindingKind,
+    InitializeClusterRequest, MemberState,
 };
 use strongroom::proto::kms::{
     ConnectCustomKeyStoreRequest, ConnectionStateType as State, CreateCustomKeyStoreRequest,
@@ -279,6 +280,25 @@ impl Owner<'_> {
         let request = DescribeClustersRequest { cluster_id: Some(cluster.to_owned()) };
         let described = self.client.call(request).await.unwrap().clusters.remove(0);
         described.members.iter().map(|member| member.state()).collect()
+    }
+
+    /// Of how many keys one of a cluster's members has no object, or another one.
+    pub async fn lacks(&self, cluster: &str, hsm: &Hsm) -> usize {
+        let (mut lacks, mut marker) = (0, None);
+        loop {
+            let request = CheckMemberRequest {
+                token: Some(hsm.uri()),
+                cluster_id: Some(cluster.to_owned()),
+                marker,
+                ..Default::default()
+            };
+            let page = self.client.call(request).await.unwrap();
+            lacks += page.findings.iter().filter(|finding| finding.kind() != FindingKind::Orphan).count();
+            marker = page.next_marker;
+            if marker.is_none() {
+                return lacks;
+            }
+        }
     }
 
     pub async fn begin_to_connect(&self, store: &str) -> Result<(), Refusal> {

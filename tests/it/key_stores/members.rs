@@ -170,6 +170,28 @@ async fn what_a_member_lacks_it_gets_before_it_serves_or_when_it_is_asked_for() 
     refused(client.call(check(false)).await, "KMSInvalidState");
 }
 
+/// One HSM is so slow that nobody waits for it when keys are made: it gets them
+/// though nobody uses them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_member_was_not_waited_for_it_gets_beside_its_work() {
+    let slow = |instance: &Instance| three(instance).into_iter().map(Hsm::behind_shim).collect();
+    let (mut instance, hsms) = instance(slow).await;
+    instance.set("STRONGROOM_HSM__FAILOVER_TIMEOUT_MS", "200");
+    instance.set("STRONGROOM_HSM__CALL_TIMEOUT_MS", "4000");
+    let daemon = instance.start().await;
+    let owner = Owner::of(&instance, &daemon).await;
+    let (store, cluster) = owner.store_of("vault", &[&hsms[0], &hsms[1], &hsms[2]]).await;
+    all_serve(&owner, &cluster).await;
+    hsms[2].set_rules("C_UnwrapKey delay_ms=3500");
+    for _ in 0..3 {
+        owner.key(&store, SYMMETRIC).await.unwrap();
+    }
+    assert!(hsms[2].keys().len() < 3, "it was waited for");
+    hsms[2].set_rules("");
+    eventually("it has all", async || hsms[2].keys() == hsms[0].keys()).await;
+    assert_eq!(hsms[0].keys().len(), 3);
+}
+
 async fn material(owner: &Owner<'_>, key: &str) -> String {
     let request = strongroom::proto::kms::DescribeKeyRequest { key_id: id(key), ..Default::default() };
     let metadata = owner.client.call(request).await.unwrap().key_metadata.unwrap();
