@@ -15,19 +15,10 @@ use crate::{disk, echo};
 const HAND_OFFS_MS: f64 = 0.1;
 const ALONE: &str = "one client";
 
-const FUNCTIONS: [(&str, Function); 6] = [
-    ("AES-256-GCM 32 B", Function::Gcm(32)),
-    ("AES-256-GCM 4 KiB", Function::Gcm(4096)),
-    ("ECDSA P-256", Function::EcdsaP256),
-    ("RSA-2048 PSS", Function::RsaPss2048),
-    ("HMAC-SHA256", Function::HmacSha256),
-    ("C_GenerateRandom 32 B", Function::Random),
-];
-
 /// The HSM alone: each function with a token object and a session object, by
 /// threads, in turns.
 pub fn hsm(bench: &Bench, token: &Token, report: &mut Report) -> anyhow::Result<()> {
-    for (name, function) in FUNCTIONS {
+    for (name, function) in Function::ALL {
         let keys =
             [("token object", token.key(function, true)?), ("session object", token.key(function, false)?)];
         let mut rates = vec![Vec::new(); keys.len() * bench.plan.threads.len()];
@@ -46,6 +37,24 @@ pub fn hsm(bench: &Bench, token: &Token, report: &mut Report) -> anyhow::Result<
         }
     }
     Ok(())
+}
+
+/// A server that is a ceiling, with connections.
+struct Ceiling {
+    process: Process,
+    channels: Vec<Channel>,
+}
+
+impl Ceiling {
+    async fn start(process: Process, instance: &Instance, connections: usize) -> anyhow::Result<Ceiling> {
+        let endpoint = load::endpoint(process.grpc, &instance.pki(), "administrator")?;
+        Ok(Ceiling { channels: load::connect(&endpoint, connections).await?, process })
+    }
+
+    fn side(&self, name: &'static str, work: Work, clients: usize) -> Side<'_> {
+        let channels = self.channels.split_at(self.channels.len().min(clients)).0;
+        Side { name, clients: Clients::Grpc(channels, work), process: &self.process }
+    }
 }
 
 /// A running daemon with connections.
@@ -75,15 +84,14 @@ impl<'a> Running<'a> {
     }
 }
 
-/// Each operation beside an echo of messages of its size, and the HSM's best
-/// rate for it.
+/// Each operation beside an echo of messages of its size, the bare daemon, and
+/// the HSM's best rate for it.
 pub async fn operations(bench: &Bench, token: &Token, report: &mut Report) -> anyhow::Result<()> {
     let most = bench.plan.clients.iter().copied().max().unwrap_or(1);
     let daemons = Running::all(bench, "operations", most).await?;
     let Some(first) = daemons.first() else { return Ok(()) };
-    let echo = bench.echo(&first.instance)?;
-    let endpoint = load::endpoint(echo.grpc, &first.instance.pki(), "administrator")?;
-    let echoes = load::connect(&endpoint, most).await?;
+    let echo = Ceiling::start(bench.echo(&first.instance)?, &first.instance, most).await?;
+    let bare = Ceiling::start(bench.bare(&first.instance)?, &first.instance, most).await?;
     let mut prepared = Vec::new();
     for daemon in &daemons {
         let channel = daemon.channels.first().ok_or_else(|| anyhow::anyhow!("no clients"))?;
@@ -93,10 +101,10 @@ pub async fn operations(bench: &Bench, token: &Token, report: &mut Report) -> an
     for number in 0..count {
         let operations: Vec<&Operation> = prepared.iter().filter_map(|all| all.get(number)).collect();
         for clients in &bench.plan.clients {
-            one(bench, token, report, (&echo, &echoes), &daemons, &operations, *clients).await?;
+            one(bench, token, report, (&echo, &bare), &daemons, &operations, *clients).await?;
         }
     }
-    drop(echoes);
+    drop((echo, bare));
     for daemon in daemons {
         drop(daemon.channels);
         daemon.process.stop()?;
@@ -108,7 +116,7 @@ async fn one(
     bench: &Bench,
     token: &Token,
     report: &mut Report,
-    (echo, echoes): (&Process, &[Channel]),
+    (echo, bare): (&Ceiling, &Ceiling),
     daemons: &[Running<'_>],
     operations: &[&Operation],
     clients: usize,
@@ -116,21 +124,20 @@ async fn one(
     let Some(first) = operations.first() else { return Ok(()) };
     eprintln!("{} with {clients} clients", first.name);
     let echoed = Work { path: echo::path(first.answer_bytes)?, ..first.work.clone() };
-    let take = |channels: &'_ [Channel]| channels.len().min(clients);
-    let mut sides = vec![Side {
-        name: "echo",
-        clients: Clients::Grpc(echoes.split_at(take(echoes)).0, echoed),
-        process: echo,
-    }];
+    let mut sides = vec![echo.side("echo", echoed, clients)];
     for (daemon, operation) in daemons.iter().zip(operations) {
         sides.push(Side {
             name: daemon.name,
             clients: Clients::Grpc(
-                daemon.channels.split_at(take(&daemon.channels)).0,
+                daemon.channels.split_at(daemon.channels.len().min(clients)).0,
                 operation.work.clone(),
             ),
             process: &daemon.process,
         });
+    }
+    if let Some(function) = first.function {
+        let work = Work { path: echo::path_of(function, first.answer_bytes)?, ..first.work.clone() };
+        sides.push(bare.side("bare", work, clients));
     }
     let series = series::measure(&bench.plan, &sides).await?;
     let raw = best(bench, token, first.function)?;

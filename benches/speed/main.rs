@@ -2,13 +2,14 @@
 //!
 //! Machines differ, so speed is a ratio: in one run, side by side in short
 //! turns, the ceilings (SoftHSM2 called in this process, a bare tonic echo over
-//! the same mutual TLS) and a real `strongroom` process with its default
+//! the same mutual TLS, that echo with an HSM's work and an fsync) and a real `strongroom` process with its default
 //! configuration. Where client, daemon and HSM share the cores, the ceiling of
 //! an operation with echo rate E and HSM rate R is 1/(1/E + 1/R).
 //!
 //! It prints a table and writes `target/bench/speed.json` and `speed.svg`.
 
 mod aws;
+mod bare;
 mod ceilings;
 mod disk;
 mod echo;
@@ -78,6 +79,9 @@ struct Args {
     /// Be the echo server, with the certificates of this folder.
     #[arg(long, hide = true)]
     echo: Option<PathBuf>,
+    /// Be a bare daemon with this folder.
+    #[arg(long, hide = true, requires = "echo")]
+    bare: Option<PathBuf>,
     /// Be the fixture that writes keys into this stopped instance.
     #[arg(long, hide = true, requires = "count")]
     fill: Option<PathBuf>,
@@ -92,7 +96,8 @@ struct Args {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if let Some(pki) = &args.echo {
-        return runtime()?.block_on(echo::serve(pki));
+        let bare = args.bare.as_deref().map(bare::Bare::new).transpose()?;
+        return runtime()?.block_on(echo::serve(pki, bare));
     }
     if let (Some(dir), Some(count)) = (&args.fill, args.count) {
         return runtime()?.block_on(fill::keys(dir, count));

@@ -165,6 +165,13 @@ impl Bench {
         Process::start(command, &self.work.path().join("echo.log"))
     }
 
+    /// The bare daemon with an instance's certificates.
+    pub fn bare(&self, instance: &Instance) -> anyhow::Result<Process> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("--echo").arg(instance.pki()).arg("--bare").arg(self.folder("bare")?);
+        Process::start(command, &self.work.path().join("bare.log"))
+    }
+
     /// Runs the scenarios, prints and writes what they found.
     pub async fn run(&self, token: &Token) -> anyhow::Result<()> {
         let mut report = Report::new(&self.plan);

@@ -32,6 +32,31 @@ pub enum Function {
     Random,
 }
 
+impl Function {
+    /// Every one of them, with its name in tables.
+    pub const ALL: [(&'static str, Function); 6] = [
+        ("AES-256-GCM 32 B", Function::Gcm(32)),
+        ("AES-256-GCM 4 KiB", Function::Gcm(4096)),
+        ("ECDSA P-256", Function::EcdsaP256),
+        ("RSA-2048 PSS", Function::RsaPss2048),
+        ("HMAC-SHA256", Function::HmacSha256),
+        ("C_GenerateRandom 32 B", Function::Random),
+    ];
+}
+
+/// A session that calls any function.
+pub struct User {
+    session: Session,
+    keys: Vec<(Function, Key)>,
+}
+
+impl User {
+    pub fn call(&mut self, function: Function) -> anyhow::Result<()> {
+        let key = self.keys.iter().find(|(known, _)| *known == function).context("no key for it")?.1;
+        once(&self.session, function, key, &input(function))
+    }
+}
+
 /// A token of this process.
 pub struct Token {
     module: Pkcs11,
@@ -87,6 +112,13 @@ impl Token {
         }))
     }
 
+    /// A session, with session objects for every function.
+    pub fn user(&self) -> anyhow::Result<User> {
+        let keys = Function::ALL.map(|(_, function)| Ok((function, self.key(function, false)?)));
+        let keys = keys.into_iter().collect::<anyhow::Result<_>>()?;
+        Ok(User { session: self.module.open_rw_session(self.slot)?, keys })
+    }
+
     /// Calls per second of so many threads with a session each.
     pub fn rate(&self, function: Function, key: Key, threads: usize, time: Duration) -> anyhow::Result<f64> {
         let mut sessions = Vec::with_capacity(threads);
@@ -105,16 +137,20 @@ impl Token {
 }
 
 fn repeat(session: &Session, function: Function, key: Key, end: Instant) -> anyhow::Result<u64> {
-    let plaintext = match function {
-        Function::Gcm(bytes) => vec![7; bytes],
-        _ => vec![7; 32],
-    };
+    let plaintext = input(function);
     let mut calls = 0;
     while Instant::now() < end {
         once(session, function, key, &plaintext)?;
         calls += 1;
     }
     Ok(calls)
+}
+
+fn input(function: Function) -> Vec<u8> {
+    match function {
+        Function::Gcm(bytes) => vec![7; bytes],
+        _ => vec![7; 32],
+    }
 }
 
 fn once(session: &Session, function: Function, key: Key, data: &[u8]) -> anyhow::Result<()> {
