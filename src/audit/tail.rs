@@ -27,6 +27,9 @@ const READ_EVENTS: u32 = 256;
 /// Batches of the newest events that are kept for readers, each of at most
 /// `READ_EVENTS`.
 const TAIL_BATCHES: usize = 64;
+/// The wait after events were handed on, so that those of the same moment are
+/// read together.
+const TAIL_PAUSE: Duration = Duration::from_millis(2);
 /// The wait after the store failed.
 const TAIL_RETRY: Duration = Duration::from_secs(1);
 
@@ -102,6 +105,7 @@ async fn follow(store: Arc<dyn Store>, batches: broadcast::Sender<Batch>) {
                     cursor = events.last().map_or(until, |last| last.position);
                     // Nobody may be there any more.
                     let _ = batches.send(Arc::new(logged(events)));
+                    tokio::time::sleep(TAIL_PAUSE).await;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the newest events cannot be read");

@@ -181,7 +181,11 @@ impl WriterThread {
                 self.end = end;
                 // Before it is announced that they are there.
                 self.recent.push(events);
-                self.announce.send_replace(end.position);
+                // Those who wait for an answer come before those who follow the log.
+                self.announce.send_if_modified(|position| {
+                    *position = end.position;
+                    false
+                });
                 if outcomes.iter().any(|outcome| matches!(outcome, Err(StoreError::Full))) {
                     self.space.ran_out();
                 }
@@ -196,6 +200,7 @@ impl WriterThread {
             // Somebody who gave up meanwhile needs no answer.
             reply.send(outcome).ok();
         }
+        self.announce.send_modify(|_| ());
     }
 
     /// One transaction for all.
