@@ -91,6 +91,7 @@ exceptions! {
     InvalidKeyUsage "InvalidKeyUsageException" Caller InvalidArgument 400,
     InvalidLookupAttributes "InvalidLookupAttributesException" Caller InvalidArgument 400,
     InvalidMarker "InvalidMarkerException" Caller InvalidArgument 400,
+    InvalidMaxResults "InvalidMaxResultsException" Caller InvalidArgument 400,
     InvalidNextToken "InvalidNextTokenException" Caller InvalidArgument 400,
     InvalidParameterCombination "InvalidParameterCombinationException" Caller InvalidArgument 400,
     InvalidParameter "InvalidParameterException" Caller InvalidArgument 400,

@@ -12,6 +12,7 @@ use crate::registry::from_store;
 use crate::store::Position;
 use crate::wire::{Aside, At, Form, Violations};
 
+/// The most events of one answer, and those of one that does not say how many.
 const LOOKUP_EVENTS: i32 = 50;
 /// Longest that checking a log may take.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -33,6 +34,16 @@ impl Operation for LookupEvents {
             return Err(Error::new(
                 Exception::InvalidLookupAttributes,
                 "You can specify only one lookup attribute.",
+            ));
+        }
+        if let Some(number) = request.max_results
+            && !(1..=LOOKUP_EVENTS).contains(&number)
+        {
+            return Err(Error::new(
+                Exception::InvalidMaxResults,
+                format!(
+                    "A max results value of {number} is invalid. Specify max results between 1 and {LOOKUP_EVENTS}."
+                ),
             ));
         }
         Ok(())

@@ -21,6 +21,8 @@ METHODS = [("kms", method) for method in OPERATIONS.values()] + [
 STRICTER = {
     "ScheduleKeyDeletionRequest.pending_window_in_days": {"min": 7, "max": 30},
     "LookupEventsRequest.next_token": {"min": 1, "max": 1024},
+    # InvalidMaxResultsException, no ValidationException.
+    "LookupEventsRequest.max_results": {},
     # Required, and may be empty: on the wire of gRPC the same as absent.
     "PutInsightSelectorsRequest.insight_selectors": {},
 }
