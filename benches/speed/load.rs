@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -25,6 +26,8 @@ const LATENCY_MAX_US: u64 = 120_000_000;
 const DIGITS: u8 = 2;
 /// Clients share records, so that ten thousand of them need no memory each.
 const RECORDS_MAX: usize = 16;
+/// How often clients began.
+static TURNS: AtomicU64 = AtomicU64::new(0);
 /// The pause of a client that was told to wait.
 const BACK_OFF: Duration = Duration::from_millis(5);
 
@@ -184,7 +187,9 @@ async fn all<C: Client>(
 
 /// At least one call, however short the time.
 async fn one(client: impl Client, number: u64, end: Instant, record: Arc<Mutex<Outcome>>) {
-    let mut random = Random::new(number);
+    // No turn repeats the keys of one before it, which a cache would have.
+    let turn = TURNS.fetch_add(1, Ordering::Relaxed);
+    let mut random = Random::new(turn << 20 | number);
     loop {
         let began = Instant::now();
         match client.call(random.next()).await {

@@ -2,7 +2,7 @@
 //! chain of hashes, the signatures of its heads, every row's MAC, and that
 //! each row is the version that the log last spoke of.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
@@ -19,8 +19,8 @@ use crate::store::{Base, Effect, Kind, Position, Row, RowId, SignedHead, verify_
 const READ_ROWS: u32 = 512;
 /// Rows that are compared with the log in one reading of it: 128 MiB.
 const ROWS_AT_ONCE: usize = 1_800_000;
-/// How often a row that does not fit is looked at again.
-const LOOKS: usize = 3;
+/// How often a row that does not fit is looked at again while it is changed.
+const LOOKS: usize = 100;
 
 /// Checks everything, and has rows refused that the log contradicts;
 /// `expected` is a head that was kept outside.
@@ -116,22 +116,27 @@ async fn check_rows(
     }
     odd.extend(said.catch_up(app).await?);
     odd.extend(said.unseen(app, base).await?);
-    for look in 1..=LOOKS {
-        said.catch_up(app).await?;
-        let mut still = Vec::new();
-        // What became too much meanwhile is of the next part.
-        for id in odd.into_iter().filter(|id| said.covers(id)).collect::<Vec<_>>() {
+    let odd: BTreeSet<RowId> = odd.into_iter().collect();
+    for id in odd {
+        for _ in 0..LOOKS {
+            // What became too much meanwhile is of the next part.
+            if !said.covers(&id) {
+                break;
+            }
             let row = app.store.row(&id).await.map_err(from_store)?;
-            let Some(oddity) = said.oddity(app, &id, row.as_ref(), deadline).await? else { continue };
-            if look == LOOKS {
+            let oddity = said.oddity(app, &id, row.as_ref(), deadline).await?;
+            // Only where nothing was logged of it meanwhile, the log speaks of this row.
+            if said.catch_up(app).await?.contains(&id) {
+                continue;
+            }
+            if let Some(oddity) = oddity {
                 if oddity.contradicts {
                     app.registry.refuse(&id);
                 }
                 findings.push(oddity.text);
             }
-            still.push(id);
+            break;
         }
-        odd = still;
     }
     Ok(count)
 }

@@ -136,8 +136,10 @@ class Collector:
     def until(self, request_ids):
         """Waits for the events of these calls; gives all records there are."""
         deadline = time.monotonic() + EVENTS_TIMEOUT_S
+        # A generator gives them once.
+        wanted = set(request_ids)
         with self.changed:
-            while missing := set(request_ids) - {record.get("requestID") for record in self.records}:
+            while missing := wanted - {record.get("requestID") for record in self.records}:
                 assert self.failure is None, self.failure
                 left = deadline - time.monotonic()
                 assert left > 0, f"no event came for {sorted(missing)[:10]} ({len(missing)} calls)"

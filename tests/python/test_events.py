@@ -103,6 +103,7 @@ def test_each_call_has_exactly_one_event(calls, records):
     ids = [call.request_id for call in calls]
     assert None not in ids, [call.operation for call in calls if call.request_id is None][:10]
     assert len(set(ids)) == len(ids)
+    assert [call for call in calls if call.request_id not in records] == [], "a call without its event"
     assert set(records) == set(ids), "an event of a call that nobody made"
     assert len({record["eventID"] for record in records.values()}) == len(records)
 
