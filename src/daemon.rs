@@ -2,7 +2,6 @@
 //! their orderly end.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -11,8 +10,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
-use futures::future::BoxFuture;
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -21,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::aws::{self, AccessKeys};
-use crate::api::grpc::{CallLimits, Routes};
+use crate::api::front::Front;
+use crate::api::grpc::CallLimits;
 use crate::api::identity::{Authenticator, Resolver};
 use crate::api::limits::{Gate, TransportLimits};
 use crate::api::listener::{Bind, Listener, Protocol, Serving};
@@ -137,14 +135,15 @@ pub async fn serve_over(
         tracing::warn!(%error, "custom key stores are connected when the HSMs serve");
     }
     let background = Background::start(&app);
-    let (reporter, front) = front(&app, &authenticator, &loaded);
+    let limits = Arc::new(ArcSwap::from_pointee(call_limits(&loaded.config)));
+    let (reporter, front) = Front::new(app.clone(), authenticator.clone(), limits.clone());
     let mut servers = JoinSet::new();
     for listener in listeners {
         servers.spawn(listener.serve(front.clone(), serving.clone()));
     }
     let emulator = options.development.is_some_and(|development| development.emulator_credentials);
     let keys = AccessKeys::new(&loaded.directory, emulator);
-    let aws = aws::Front::new(app.clone(), keys, front.limits.clone());
+    let aws = aws::Front::new(app.clone(), keys, limits.clone());
     let aws_serving = Serving { protocol: aws_protocol(&loaded.config), ..serving.clone() };
     servers.spawn(aws_listener.serve(aws.clone(), aws_serving));
     let pages = operators::router(Arc::new(health::Ready(app.clone())), metrics.clone());
@@ -156,7 +155,7 @@ pub async fn serve_over(
     systemd::ready();
 
     let reload =
-        Reload { options, authenticator, gate, app: app.clone(), front, aws, current: Mutex::new(loaded) };
+        Reload { options, authenticator, gate, app: app.clone(), limits, aws, current: Mutex::new(loaded) };
     signals.until_end(&reload).await;
 
     systemd::stopping();
@@ -439,7 +438,7 @@ struct Reload {
     authenticator: Arc<Authenticator>,
     gate: Arc<Gate>,
     app: Arc<App>,
-    front: Front,
+    limits: Arc<ArcSwap<CallLimits>>,
     aws: aws::Front,
     current: Mutex<Loaded>,
 }
@@ -506,81 +505,13 @@ impl Reload {
         self.app.rules.set(rule_set(&loaded.config));
         self.app.metric_filters.set(loaded.config.metric_filters.clone());
         self.app.directory.store(Arc::new(loaded.directory.clone()));
-        self.front.limits.store(Arc::new(call_limits(&loaded.config)));
+        self.limits.store(Arc::new(call_limits(&loaded.config)));
         self.authenticator.swap(Some(Arc::new(tls)), resolver(&loaded));
         let emulator = self.options.development.is_some_and(|development| development.emulator_credentials);
         self.aws.set_keys(AccessKeys::new(&loaded.directory, emulator));
         self.retry_pins(&loaded.config);
         self.app.key_stores.reload(loaded.config.clone());
         *self.current.lock() = loaded;
-    }
-}
-
-/// What every listener serves: authentication, then the API; health and
-/// reflection besides.
-#[derive(Clone)]
-pub struct Front {
-    app: Arc<App>,
-    authenticator: Arc<Authenticator>,
-    routes: Arc<Routes>,
-    others: tonic::service::Routes,
-    limits: Arc<ArcSwap<CallLimits>>,
-}
-
-fn front(
-    app: &Arc<App>,
-    authenticator: &Arc<Authenticator>,
-    loaded: &Loaded,
-) -> (tonic_health::server::HealthReporter, Front) {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let mut others = tonic::service::Routes::new(health);
-    // Older clients ask by the older name.
-    match (reflection().build_v1(), reflection().build_v1alpha()) {
-        (Ok(v1), Ok(v1alpha)) => others = others.add_service(v1).add_service(v1alpha),
-        (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "reflection is not offered"),
-    }
-    let front = Front {
-        app: app.clone(),
-        authenticator: authenticator.clone(),
-        routes: Arc::new(Routes::new()),
-        others: others.prepare(),
-        limits: Arc::new(ArcSwap::from_pointee(call_limits(&loaded.config))),
-    };
-    (reporter, front)
-}
-
-impl tower::Service<http::Request<Incoming>> for Front {
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Incoming>) -> Self::Future {
-        let (head, body) = request.into_parts();
-        let caller = match self.authenticator.authenticate(&head) {
-            Ok(caller) => caller,
-            Err(refused) => return Box::pin(async move { Ok(refused.status().into_http()) }),
-        };
-        let request = http::Request::from_parts(head, tonic::body::Body::new(body));
-        if self.routes.contains(request.uri().path()) {
-            let served = self.routes.serve(self.app.clone(), caller, **self.limits.load(), request);
-            return Box::pin(async move {
-                match served {
-                    Some(answer) => Ok(answer.await),
-                    None => Ok(tonic::Status::unimplemented("no such operation").into_http()),
-                }
-            });
-        }
-        let mut others = self.others.clone();
-        Box::pin(async move { tower::Service::call(&mut others, request).await })
     }
 }
 

@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::hsm::{Cluster, MemberHealth, MemberState};
 use crate::jobs::members::INSTALLATION;
 use crate::key_stores::KeyStores;
-use crate::operation::Service;
+use crate::service::Service;
 
 const INTERVAL: Duration = Duration::from_millis(500);
 

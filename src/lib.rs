@@ -49,6 +49,7 @@ pub mod proto;
 pub mod registry;
 pub mod resource;
 pub mod sealed;
+pub mod service;
 pub mod wire;
 
 // What it stands on.

@@ -2,6 +2,7 @@
 
 pub mod aws;
 mod delegation;
+pub mod front;
 pub mod grpc;
 pub mod identity;
 pub mod limits;

@@ -21,8 +21,8 @@ use serde_json::{Map, Value};
 use super::record::{Context, Record};
 use crate::app::{App, Clock};
 use crate::error::{Error, Result};
-use crate::operation::Service;
 use crate::registry::from_store;
+use crate::service::Service;
 use crate::store::Commit;
 
 /// The folder in the data folder.

@@ -118,23 +118,21 @@ async fn check_rows(
     odd.extend(said.unseen(app, base).await?);
     let odd: BTreeSet<RowId> = odd.into_iter().collect();
     for id in odd {
-        for _ in 0..LOOKS {
+        for look in 1..=LOOKS {
             // What became too much meanwhile is of the next part.
             if !said.covers(&id) {
                 break;
             }
             let row = app.store.row(&id).await.map_err(from_store)?;
-            let oddity = said.oddity(app, &id, row.as_ref(), deadline).await?;
-            // Only where nothing was logged of it meanwhile, the log speaks of this row.
-            if said.catch_up(app).await?.contains(&id) {
+            let Some(oddity) = said.oddity(app, &id, row.as_ref(), deadline).await? else { break };
+            // Where it was logged of meanwhile, the log may speak of another row.
+            if said.catch_up(app).await?.contains(&id) && look < LOOKS {
                 continue;
             }
-            if let Some(oddity) = oddity {
-                if oddity.contradicts {
-                    app.registry.refuse(&id);
-                }
-                findings.push(oddity.text);
+            if oddity.contradicts {
+                app.registry.refuse(&id);
             }
+            findings.push(oddity.text);
             break;
         }
     }

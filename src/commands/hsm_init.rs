@@ -16,8 +16,8 @@ use crate::hsm::{
     self, Cluster, HsmError, KeyRules, MemberSettings, MemberState, Modules, TokenAccess, TokenUri,
 };
 use crate::identity::{Identity, Installation};
-use crate::operation::Service;
 use crate::registry::{CacheLimits, Draft, Registry};
+use crate::service::Service;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Commit, Store};
 use crate::{daemon, identity};

@@ -109,7 +109,7 @@ fn service_record(app: &App, region: &str, name: &'static str, account: &str, de
 
 fn context<'a>(app: &App, region: &'a str, name: &'static str) -> Context<'a> {
     Context {
-        source: crate::operation::Service::Kms.event_source(),
+        source: crate::service::Service::Kms.event_source(),
         name,
         region,
         time_ms: app.clock.now_ms(),

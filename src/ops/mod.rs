@@ -103,10 +103,11 @@ operations! {
 mod prelude {
     pub(super) use crate::error::{Error, Exception, Result};
     pub(super) use crate::key::{Stage, spec};
-    pub(super) use crate::operation::{Allowed, Call, Operation, Service};
+    pub(super) use crate::operation::{Allowed, Call, Operation};
     pub(super) use crate::proto::kms;
     pub(super) use crate::registry::{Draft, Held, from_hsm};
     pub(super) use crate::resource::{Account, AliasName, Host, Key, KeyRefName, Resource};
+    pub(super) use crate::service::Service;
     pub(super) use crate::store::RowId;
     pub(super) use crate::wire::Text;
 

@@ -16,13 +16,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use strongroom::error::Error;
-use strongroom::operation::{Operation, Service};
+use strongroom::operation::Operation;
 use strongroom::ops::{self, Visitor};
 use strongroom::policy::{
     CallerKind, Constraints, Context, Decision, Grant, POLICY_LIMIT_BYTES, Policy, PrincipalRef, Request,
     Terms, authorize, default_key_policy, would_lock_out,
 };
 use strongroom::proto::kms;
+use strongroom::service::Service;
 use strongroom::wire::Text;
 
 const ACCOUNT: &str = "111122223333";

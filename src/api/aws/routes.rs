@@ -14,8 +14,9 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::operation::{Answer, AwsService, Operation, execute};
+use crate::operation::{Answer, Operation, execute};
 use crate::ops::{self, Visitor};
+use crate::service::AwsService;
 use crate::wire::json::{self, Json};
 
 /// The header that names a call: the event's requestID.
@@ -58,7 +59,7 @@ impl Routes {
 impl Routes {
     /// The operation of a path: those that AWS has as REST have their names in it.
     pub fn get_rest(&self, path: &str) -> Option<&Route> {
-        let service = crate::operation::Service::CloudTrailData.aws()?;
+        let service = crate::service::Service::CloudTrailData.aws()?;
         self.get(&format!("{}.{}", service.target, path.strip_prefix('/')?))
     }
 }

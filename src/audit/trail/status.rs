@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::audit::record::{Context, Record};
 use crate::config::TrailSettings;
 use crate::error::{Error, Result};
-use crate::operation::Service;
+use crate::service::Service;
 use crate::store::{NewEvent, RowId};
 
 /// The trails of a daemon.

@@ -43,7 +43,11 @@ impl Member {
                 () = stop.cancelled() => return,
                 () = self.round() => {}
             }
-            while synchronizing.try_join_next().is_some() {}
+            while let Some(ended) = synchronizing.try_join_next() {
+                if let Err(error) = ended {
+                    tracing::error!(member = self.uri, %error, "its synchronization ended");
+                }
+            }
             if synchronizing.is_empty() && self.is_to_synchronize() {
                 synchronizing.spawn(self.clone().become_whole());
             }
