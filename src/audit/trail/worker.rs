@@ -129,6 +129,23 @@ enum Next {
     Gone,
 }
 
+/// The next file or the next digest: of two that are due, the one that waits
+/// for longer goes first, so neither waits for ever.
+struct Turn {
+    /// When it is due.
+    due_ms: i64,
+    /// When the last of its kind was written.
+    last_ms: Option<i64>,
+}
+
+impl Turn {
+    /// Since when it waits: one of many that are late is due ever since they
+    /// are, and had its turn when the last one was written.
+    fn since_ms(&self) -> i64 {
+        self.due_ms.max(self.last_ms.unwrap_or(0))
+    }
+}
+
 /// A trail and its delivery, as their rows are.
 struct Work<'a> {
     app: &'a App,
@@ -211,18 +228,16 @@ impl Work<'_> {
         }
     }
 
-    /// Since when the next range of events waits: one of a long backlog is due
-    /// ever since that began, and had its turn when its last file was delivered.
-    fn range_waits_ms(&self) -> i64 {
-        self.range_due_ms().max(self.delivery.value.delivered_ms.unwrap_or(0))
-    }
-
-    /// Whether a digest is to be begun or written: what waits for longer goes
-    /// first, so neither files nor digests wait for ever.
+    /// Whether a digest is to be begun or written.
     fn is_digest_next(&self) -> bool {
-        let is_begun = self.delivery.value.chains.as_ref().is_some_and(|chains| chains.pending.is_some());
-        let is_first = |due| due <= self.now_ms && !(self.is_behind() && self.range_waits_ms() < due);
-        is_begun || self.digest_due_ms().is_some_and(is_first)
+        let Delivery { chains, delivered_ms, digested_ms, .. } = &self.delivery.value;
+        if chains.as_ref().is_some_and(|chains| chains.pending.is_some()) {
+            return true;
+        }
+        let Some(due_ms) = self.digest_due_ms().filter(|due| *due <= self.now_ms) else { return false };
+        let digest = Turn { due_ms, last_ms: *digested_ms };
+        let range = Turn { due_ms: self.range_due_ms(), last_ms: *delivered_ms };
+        !self.is_behind() || digest.since_ms() <= range.since_ms()
     }
 
     /// The time in a file's name: not before the end of the last digest, which
@@ -436,4 +451,26 @@ fn count(id: &RowId, what: &'static str, result: &Result<Next>) {
     let outcome = if result.is_ok() { "OK" } else { "error" };
     metrics::counter!("strongroom_trail_steps_total", "trail" => id.to_string(), "file" => what, "result" => outcome)
         .increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Turn;
+
+    #[test]
+    fn many_that_are_late_take_turns() {
+        const LATE: i64 = 100;
+        // Each takes longer than what it covers, so both are ever later.
+        let (mut now_ms, mut order) = (10_000, String::new());
+        let mut digest = Turn { due_ms: now_ms - LATE, last_ms: None };
+        let mut range = Turn { due_ms: now_ms - LATE / 2, last_ms: None };
+        for _ in 0..8 {
+            let is_digest = digest.since_ms() <= range.since_ms();
+            order.push(if is_digest { 'd' } else { 'r' });
+            now_ms += LATE;
+            let turn = if is_digest { &mut digest } else { &mut range };
+            *turn = Turn { due_ms: turn.due_ms + 1, last_ms: Some(now_ms) };
+        }
+        assert_eq!(order, "drdrdrdr");
+    }
 }
