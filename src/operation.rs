@@ -201,6 +201,11 @@ impl Call {
         &self.caller.principal.account
     }
 
+    /// eventID of the call's own event.
+    pub fn event_id(&self) -> &str {
+        self.record.event_id()
+    }
+
     /// Finds what a name means.
     pub async fn resolve<R: Resource>(&mut self, name: R::Name) -> Result<R> {
         let resource = R::resolve(self, name).await?;

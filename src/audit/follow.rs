@@ -69,6 +69,11 @@ impl Cursor {
         self.0.insert(position.writer, position.sequence);
     }
 
+    /// Whether it has not read all that another one has.
+    pub fn is_behind(&self, other: &Cursor) -> bool {
+        other.0.iter().any(|(writer, sequence)| self.of(*writer).sequence < *sequence)
+    }
+
     /// The writers that it has read something of.
     pub fn writers(&self) -> impl Iterator<Item = u32> {
         self.0.keys().copied()

@@ -250,6 +250,11 @@ impl Record {
         }
     }
 
+    /// eventID.
+    pub fn event_id(&self) -> &str {
+        &self.event_id
+    }
+
     /// The same with an eventID that was made before.
     pub fn with_id(self, event_id: String) -> Record {
         Record { event_id, ..self }

@@ -37,7 +37,7 @@ impl Operation for StartLogging {
         match on.delivery(call).await? {
             Some(_) => {
                 if let Some(pause) = trail.logging.pauses.last_mut() {
-                    pause.until_ms = Some(call.now_ms);
+                    pause.until = Some(*call.app.store.end().borrow());
                 }
             }
             None => {
@@ -53,7 +53,7 @@ impl Operation for StartLogging {
     }
 }
 
-/// Ends logging.
+/// Ends logging, with its own event as the last that is delivered.
 pub struct StopLogging;
 
 impl Operation for StopLogging {
@@ -77,7 +77,8 @@ impl Operation for StopLogging {
         let mut trail = held.value.clone();
         trail.logging.on = false;
         trail.logging.stopped_ms = Some(call.now_ms);
-        trail.logging.pauses.push(Pause { from_ms: call.now_ms, until_ms: None });
+        let after = *call.app.store.end().borrow();
+        trail.logging.pauses.push(Pause { after, stop: call.event_id().to_owned(), until: None });
         let surplus = trail.logging.pauses.len().saturating_sub(PAUSES_MAX);
         trail.logging.pauses.drain(..surplus);
         call.change(Draft::replace(&held, &trail)?);

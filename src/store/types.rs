@@ -202,7 +202,8 @@ pub struct Commit {
 }
 
 /// Where an event stands: each daemon is the only writer of its own sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The order of positions is that of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Position {
     /// The daemon that wrote it.
     pub writer: u32,

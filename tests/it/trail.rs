@@ -45,6 +45,10 @@ async fn make_trail(client: &Client) {
         ..Default::default()
     };
     client.call(request).await.unwrap();
+    start(client).await;
+}
+
+async fn start(client: &Client) {
     client.call(cloudtrail::StartLoggingRequest { name: Some(TRAIL.into()) }).await.unwrap();
 }
 
@@ -98,12 +102,18 @@ fn delivered(instance: &Instance) -> BTreeMap<String, usize> {
     counts
 }
 
-/// The events between StartLogging and StopLogging.
+/// The events from StartLogging to StopLogging, with both.
 async fn logged(client: &Client) -> BTreeMap<String, usize> {
-    let events = client.events().await;
-    let of = |name: &str| events.iter().position(|event| event["eventName"] == name).unwrap();
-    let logged = &events[of("StartLogging")..of("StopLogging")];
-    logged.iter().map(|event| (event["eventID"].as_str().unwrap().to_owned(), 1)).collect()
+    let mut logged = BTreeMap::new();
+    let mut logs = false;
+    for event in client.events().await {
+        logs |= event["eventName"] == "StartLogging";
+        if logs {
+            logged.insert(event["eventID"].as_str().unwrap().to_owned(), 1);
+        }
+        logs &= event["eventName"] != "StopLogging";
+    }
+    logged
 }
 
 fn verify(instance: &Instance) -> (Option<i32>, Value) {
@@ -319,18 +329,50 @@ async fn a_trails_operations_are_cloudtrails() {
     assert_eq!(client.findings().await, Vec::<String>::new());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_is_set_forth_and_back_loses_nothing_and_accuses_nobody() {
-    let Some(faketime) = faketime() else {
-        return eprintln!("skipped: install libfaketime (Debian: apt-get install faketime)");
-    };
-    let mut instance = instance();
+/// Has the daemon's time follow a file; none where nothing can.
+fn with_a_clock(instance: &mut Instance) -> Option<PathBuf> {
+    let faketime = faketime()?;
     let clock = instance.beside("clock");
     fs::write(&clock, "+0").unwrap();
     instance.set("LD_PRELOAD", faketime.display().to_string());
     instance.set("FAKETIME_TIMESTAMP_FILE", clock.display().to_string());
     instance.set("FAKETIME_NO_CACHE", "1");
     instance.set("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    instance.set("TZ", "UTC");
+    Some(clock)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_logged_goes_by_the_order_of_events_and_not_by_their_times() {
+    let mut instance = instance();
+    let Some(clock) = with_a_clock(&mut instance) else { return };
+    let daemon = instance.start().await;
+    let client = daemon.client().await;
+    // A clock that stands: all of it is in one millisecond.
+    let stands = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
+    fs::write(&clock, stands).unwrap();
+    make_trail(&client).await;
+    work(&client, 3).await;
+    stop(&client).await;
+    work(&client, 3).await;
+    start(&client).await;
+    work(&client, 3).await;
+    fs::write(&clock, "+20m").unwrap();
+    stop(&client).await;
+    // And one that is set back.
+    fs::write(&clock, "+0").unwrap();
+    work(&client, 3).await;
+    start(&client).await;
+    work(&client, 3).await;
+    stop(&client).await;
+    fs::write(&clock, "+20m").unwrap();
+    settled(&instance, &client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_set_forth_and_back_loses_nothing_and_accuses_nobody() {
+    let mut instance = instance();
+    let Some(clock) = with_a_clock(&mut instance) else { return };
     let daemon = instance.start().await;
     let client = daemon.client().await;
     make_trail(&client).await;

@@ -16,7 +16,7 @@ use super::selector::{self, InsightSelector, Seen, Selectors};
 use crate::audit::follow::Cursor;
 use crate::error::{Error, Result};
 use crate::registry::from_store;
-use crate::store::{RowId, Store};
+use crate::store::{Position, RowId, Store};
 
 /// Events that are read at once.
 const READ_EVENTS: u32 = 500;
@@ -100,19 +100,26 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// What a trail delivers now.
-    pub fn of(id: &RowId, trail: &Trail) -> Scope {
-        Scope {
+    /// What a trail delivers now of what is behind a cursor.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn of(store: &dyn Store, id: &RowId, trail: &Trail, from: &Cursor) -> Result<Scope> {
+        let mut pauses = Vec::new();
+        for pause in trail.logging.pauses.iter().filter(|pause| !pause.is_over_before(from)) {
+            pauses.push(pause.clone().behind_stop(store).await?);
+        }
+        Ok(Scope {
             account: (!trail.organization).then(|| id.account.clone()),
             region: (!trail.multi_region).then(|| id.region.clone()),
             selectors: trail.selectors.clone(),
             insights: trail.insights.clone(),
-            pauses: trail.logging.pauses.clone(),
-        }
+            pauses,
+        })
     }
 
     /// Whose file an event is in; none where it is in no file.
-    fn owner(&self, time_ms: i64, record: &Seen<'_>) -> Option<Owner> {
+    fn owner(&self, position: Position, record: &Seen<'_>) -> Option<Owner> {
         let insights = record.is_insight();
         let (account, region) = (&record.recipient_account_id, &record.aws_region);
         let wanted = || match insights {
@@ -121,7 +128,7 @@ impl Scope {
         };
         let selected = self.account.as_ref().is_none_or(|own| own == account)
             && self.region.as_ref().is_none_or(|own| own == region)
-            && !self.pauses.iter().any(|pause| pause.contains(time_ms))
+            && !self.pauses.iter().any(|pause| pause.contains(position))
             && wanted();
         selected.then(|| Owner { account: account.to_string(), region: region.to_string(), insights })
     }
@@ -187,33 +194,28 @@ pub struct Range {
     pub until: Cursor,
     /// What is to be delivered of it.
     pub records: BTreeMap<Owner, Records>,
-    /// Whether it ended by its size rather than at the log's end.
+    /// Whether it ended by its size rather than where it was to end.
     pub is_full: bool,
 }
 
-/// Reads what is behind a cursor, up to a size or up to where it was read
-/// before.
+/// Reads what is behind a cursor and not behind another one, up to a size.
 ///
 /// # Errors
 /// When the store fails, or an event is no record.
 pub async fn read(
     store: &dyn Store,
     from: &Cursor,
-    until: Option<&Cursor>,
+    until: &Cursor,
     scope: &Scope,
     bytes_max: u64,
 ) -> Result<Range> {
     let mut range = Range { until: from.clone(), ..Range::default() };
     let (mut events_read, mut bytes) = (0, 0);
-    let writers: Vec<u32> = match until {
-        Some(until) => until.writers().collect(),
-        None => store.writers().await.map_err(from_store)?.into_iter().map(|writer| writer.id).collect(),
-    };
-    for writer in writers {
-        let last = until.map(|until| until.of(writer));
+    for writer in until.writers() {
+        let last = until.of(writer);
         loop {
             let after = range.until.of(writer);
-            if last.is_some_and(|last| last <= after) {
+            if last <= after {
                 break;
             }
             let events = store.follow(after, READ_EVENTS).await.map_err(from_store)?;
@@ -221,14 +223,14 @@ pub async fn read(
                 break;
             }
             for event in events {
-                if last.is_some_and(|last| event.position > last) {
+                if event.position > last {
                     break;
                 }
-                if until.is_none() && (bytes >= bytes_max || events_read >= RANGE_EVENTS_MAX) {
+                if bytes >= bytes_max || events_read >= RANGE_EVENTS_MAX {
                     range.is_full = true;
                     return Ok(range);
                 }
-                if let Some(owner) = scope.owner(event.time_ms, &Seen::read(&event.record)?) {
+                if let Some(owner) = scope.owner(event.position, &Seen::read(&event.record)?) {
                     bytes += event.record.len() as u64;
                     range.records.entry(owner).or_default().add(event.time_ms, &event.record);
                 }

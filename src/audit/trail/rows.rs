@@ -8,10 +8,15 @@ use super::digest::Chains;
 use super::log_file::Pending;
 use super::selector::{InsightSelector, Selectors};
 use crate::audit::follow::Cursor;
+use crate::error::Result;
 use crate::hsm::{BackingId, Blob};
 use crate::key::StoredHome;
-use crate::registry::Stored;
-use crate::store::Kind;
+use crate::registry::{Stored, from_store};
+use crate::store::{Kind, Position, Store};
+
+/// Events that are read at once to find that of StopLogging: only those of
+/// calls that were under way beside it are before it.
+const STOP_EVENTS: u32 = 100;
 
 /// A trail. Its home Region, account and name are the row's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,19 +62,48 @@ pub struct Logging {
     pub pauses: Vec<Pause>,
 }
 
-/// A time without logging, milliseconds since the epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A time without logging: between two places in the log, because clocks are
+/// set, and a millisecond has many events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pause {
-    /// The first that is not logged.
-    pub from_ms: i64,
-    /// The first that is logged again; none while it lasts.
-    pub until_ms: Option<i64>,
+    /// The last event that is logged, or one before it that was the log's last
+    /// when StopLogging ran.
+    pub after: Position,
+    /// eventID of StopLogging, the last event that is logged.
+    pub stop: String,
+    /// The log's last event when StartLogging ran, the last that is not logged;
+    /// none while it lasts.
+    pub until: Option<Position>,
 }
 
 impl Pause {
     /// Whether an event falls into it.
-    pub fn contains(&self, time_ms: i64) -> bool {
-        self.from_ms <= time_ms && self.until_ms.is_none_or(|until| time_ms < until)
+    pub fn contains(&self, position: Position) -> bool {
+        self.after < position && self.until.is_none_or(|until| position <= until)
+    }
+
+    /// Whether nothing that is behind a cursor falls into it.
+    pub fn is_over_before(&self, cursor: &Cursor) -> bool {
+        self.until.is_some_and(|until| until <= cursor.of(until.writer))
+    }
+
+    /// Begins behind the event of StopLogging, as far as the log still has it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn behind_stop(mut self, store: &dyn Store) -> Result<Pause> {
+        let mut last = self.after;
+        loop {
+            let events = store.follow(last, STOP_EVENTS).await.map_err(from_store)?;
+            // Its beginning was removed, and what is left is behind it.
+            let removed = events.first().is_some_and(|first| first.position.sequence != last.sequence + 1);
+            let Some(end) = events.last().filter(|_| !removed) else { return Ok(self) };
+            last = end.position;
+            if let Some(stop) = events.iter().find(|event| event.id == self.stop) {
+                self.after = stop.position;
+                return Ok(self);
+            }
+        }
     }
 }
 

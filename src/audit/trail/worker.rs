@@ -16,6 +16,7 @@ use super::log_file::{self, Owner, Pending, Range, Scope};
 use super::name::{Place, organization_id};
 use super::rows::{Delivery, Logging, Trail};
 use crate::app::App;
+use crate::audit::follow::Cursor;
 use crate::error::{Error, Result};
 use crate::registry::{Draft, Held, from_store};
 use crate::store::{Commit, Kind, RowId};
@@ -151,6 +152,8 @@ struct Work<'a> {
     app: &'a App,
     trail: Held<Trail>,
     delivery: Held<Delivery>,
+    /// The log's end before they were read: they count for all that is before it.
+    end: Cursor,
     now_ms: i64,
     deadline: Instant,
     /// What the last step read of the log, for the files that it named.
@@ -159,6 +162,7 @@ struct Work<'a> {
 
 async fn step(app: &App, id: &RowId, read: &mut Option<(Pending, Range)>) -> Result<Next> {
     let deadline = Instant::now() + STEP_TIMEOUT;
+    let end = Cursor::at_end(&*app.store).await?;
     let Some(row) = app.store.row(id).await.map_err(from_store)? else { return Ok(Next::Gone) };
     let trail = app.registry.open(row, deadline).await?;
     let now_ms = app.clock.now_ms();
@@ -168,7 +172,7 @@ async fn step(app: &App, id: &RowId, read: &mut Option<(Pending, Range)>) -> Res
         return Ok(Next::At(now_ms + ms(LOOK_INTERVAL)));
     };
     let delivery = app.registry.open(row, deadline).await?;
-    let work = Work { app, trail, delivery, now_ms, deadline, read };
+    let work = Work { app, trail, delivery, end, now_ms, deadline, read };
     work.note_backlog();
     work.step().await
 }
@@ -203,8 +207,7 @@ impl Work<'_> {
 
     /// Whether events are behind the cursor.
     fn is_behind(&self) -> bool {
-        let end = *self.app.store.end().borrow();
-        self.delivery.value.cursor.of(end.writer) < end
+        self.delivery.value.cursor.is_behind(&self.end)
     }
 
     /// When the next range of events is due.
@@ -257,9 +260,10 @@ impl Work<'_> {
             return Ok(Next::At(self.digest_due_ms().map_or(wake, |due| due.min(wake))));
         }
         let (trail, mut delivery) = (&self.trail.value, self.delivery.value.clone());
-        let scope = Scope::of(&self.trail.id, trail);
+        let store = &*self.app.store;
+        let scope = Scope::of(store, &self.trail.id, trail, &delivery.cursor).await?;
         let bytes_max = self.app.trails.settings.file_bytes_max;
-        let range = log_file::read(&*self.app.store, &delivery.cursor, None, &scope, bytes_max).await?;
+        let range = log_file::read(store, &delivery.cursor, &self.end, &scope, bytes_max).await?;
         if !range.is_full {
             delivery.taken_ms = self.now_ms;
         }
@@ -285,7 +289,7 @@ impl Work<'_> {
         let range = match self.read.take() {
             Some((named, range)) if named == pending => range,
             _ => {
-                let (from, until) = (&delivery.cursor, Some(&pending.until));
+                let (from, until) = (&delivery.cursor, &pending.until);
                 log_file::read(&*self.app.store, from, until, &pending.scope, u64::MAX).await?
             }
         };

@@ -115,7 +115,7 @@ def test_each_event_is_in_one_file(tmp_path, moto):
         pages = trails.get_paginator("lookup_events").paginate()
         records = [json.loads(event["CloudTrailEvent"]) for page in pages for event in page["Events"]]
         names = [record["eventName"] for record in records]
-        return {record["eventID"] for record in records[names.index("StopLogging") + 1 : names.index("StartLogging") + 1]}
+        return {record["eventID"] for record in records[names.index("StopLogging") : names.index("StartLogging") + 1]}
 
     def delivered():
         counts = collections.Counter()
