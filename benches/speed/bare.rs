@@ -19,7 +19,7 @@ const RECORD_BYTES: usize = 1600;
 
 type Done = oneshot::Sender<()>;
 
-/// The HSM's threads, one for each core, and the log's.
+/// The HSM's threads, and the log's.
 pub struct Bare {
     hsm: Vec<Sender<(Function, Done)>>,
     next: AtomicUsize,
@@ -27,11 +27,12 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// Makes a token and a log in a folder. Before any thread is started.
-    pub fn new(folder: &Path) -> anyhow::Result<Bare> {
+    /// Makes a token and a log in a folder; with a thread for each core, where
+    /// nobody says how many. Before any thread is started.
+    pub fn new(folder: &Path, threads: Option<usize>) -> anyhow::Result<Bare> {
         let token = Token::new(folder)?;
         let mut hsm = Vec::new();
-        for _ in 0..std::thread::available_parallelism()?.get() {
+        for _ in 0..threads.map_or_else(|| std::thread::available_parallelism().map(usize::from), Ok)? {
             let (sender, jobs) = channel::<(Function, Done)>();
             let mut user = token.user()?;
             hsm.push(sender);

@@ -82,6 +82,9 @@ struct Args {
     /// Be a bare daemon with this folder.
     #[arg(long, hide = true, requires = "echo")]
     bare: Option<PathBuf>,
+    /// With so many threads for the HSM.
+    #[arg(long, hide = true, requires = "bare")]
+    hsm_threads: Option<usize>,
     /// Be the fixture that writes keys into this stopped instance.
     #[arg(long, hide = true, requires = "count")]
     fill: Option<PathBuf>,
@@ -96,7 +99,7 @@ struct Args {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if let Some(pki) = &args.echo {
-        let bare = args.bare.as_deref().map(bare::Bare::new).transpose()?;
+        let bare = args.bare.map(|folder| bare::Bare::new(&folder, args.hsm_threads)).transpose()?;
         return runtime()?.block_on(echo::serve(pki, bare));
     }
     if let (Some(dir), Some(count)) = (&args.fill, args.count) {

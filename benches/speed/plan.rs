@@ -167,9 +167,24 @@ impl Bench {
 
     /// The bare daemon with an instance's certificates.
     pub fn bare(&self, instance: &Instance) -> anyhow::Result<Process> {
+        self.bare_with(instance, "bare", None, &[])
+    }
+
+    /// The same by another name, with so many threads for the HSM and more in
+    /// its environment.
+    pub fn bare_with(
+        &self,
+        instance: &Instance,
+        name: &str,
+        hsm_threads: Option<u32>,
+        environment: &[(&str, String)],
+    ) -> anyhow::Result<Process> {
+        let folder = self.folder(name)?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("--echo").arg(instance.pki()).arg("--bare").arg(self.folder("bare")?);
-        Process::start(command, &self.work.path().join("bare.log"))
+        command.arg("--echo").arg(instance.pki()).arg("--bare").arg(&folder);
+        command.args(hsm_threads.map(|threads| format!("--hsm-threads={threads}")));
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        Process::start(command, &folder.with_extension("log"))
     }
 
     /// Runs the scenarios, prints and writes what they found.
