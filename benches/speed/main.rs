@@ -2,8 +2,8 @@
 //!
 //! Machines differ, so speed is a ratio: in one run, side by side in short
 //! turns, the ceilings (SoftHSM2 called in this process, a bare tonic echo over
-//! the same mutual TLS, that echo with an HSM's work and an fsync) and a real `strongroom` process with its default
-//! configuration. Where client, daemon and HSM share the cores, the ceiling of
+//! the same mutual TLS, that echo with an HSM's work and an fsync) and a real
+//! `strongroom` process with its default configuration. Where client, daemon and HSM share the cores, the ceiling of
 //! an operation with echo rate E and HSM rate R is 1/(1/E + 1/R).
 //!
 //! It prints a table and writes `target/bench/speed.json` and `speed.svg`.
