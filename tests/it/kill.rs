@@ -278,7 +278,8 @@ async fn what_was_told_survives_kill_9() {
         check_keys(&events, &client).await;
         eventually("nothing half made is left", async || {
             let mut database = instance.database().await;
-            instance.token().ids() == database.token_ids().await && database.bodies("intent").await.is_empty()
+            instance.token().named_ids() == database.token_ids().await
+                && database.bodies("intent").await.is_empty()
         })
         .await;
         assert_eq!(client.findings().await, Vec::<String>::new());
@@ -305,7 +306,7 @@ async fn a_first_start_that_was_killed_is_repeated() {
         let client = daemon.client().await;
         let key = client.create(KeySpec::SymmetricDefault).await.unwrap();
         client.use_key(&key, KeySpec::SymmetricDefault).await.unwrap();
-        assert_eq!(instance.token().ids(), instance.database().await.token_ids().await);
+        assert_eq!(instance.token().named_ids(), instance.database().await.token_ids().await);
         assert_eq!(client.findings().await, Vec::<String>::new());
     }
 }

@@ -66,4 +66,10 @@ impl Token {
         ids.sort();
         ids
     }
+
+    /// The same of objects that have a CKA_ID. Where a process is killed within
+    /// C_GenerateKeyPair, SoftHSM2 may leave one with no name and no key.
+    pub fn named_ids(&self) -> Vec<String> {
+        self.ids().into_iter().filter(|id| !id.is_empty()).collect()
+    }
 }
