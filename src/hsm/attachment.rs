@@ -97,7 +97,12 @@ impl Attach<'_> {
         let keeper = open().map_err(away)?;
         let self_test = match self.self_test {
             Some(result) => result,
-            None => Arc::new(SelfTest::run(&open().map_err(away)?, wrapping_key, &open)),
+            None => {
+                let result = SelfTest::run(&open().map_err(away)?, wrapping_key, &open);
+                // Of a token that went meanwhile it says nothing.
+                check_test_key(&open().map_err(away)?, wrapping_key, self.identity).map_err(away)?;
+                Arc::new(result)
+            }
         };
         Ok(Attachment {
             epoch: self.epoch,

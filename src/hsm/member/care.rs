@@ -316,7 +316,8 @@ impl Member {
         match &result {
             Ok(attachment) => {
                 self.pin_known.store(true, Ordering::Release);
-                *self.self_test.lock() = Some(attachment.self_test.clone());
+                // One that was given up for its slowness may end after another.
+                self.self_test.lock().get_or_insert_with(|| attachment.self_test.clone());
             }
             Err(NotAttached::Pin(..)) => self.pin_refused.store(true, Ordering::Release),
             Err(_) => {}
