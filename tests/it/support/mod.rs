@@ -310,6 +310,8 @@ impl Daemon {
         self.child.kill().unwrap();
         let status = self.child.wait().unwrap();
         assert_eq!(status.signal(), Some(9), "the daemon had ended by itself: {status}: {}", self.log());
+        // Told where the test fails later, when its log is gone.
+        self.log().lines().filter(|line| line.contains("ERROR")).for_each(|line| eprintln!("{line}"));
     }
 
     /// Sends a signal.
